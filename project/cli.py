@@ -1,0 +1,91 @@
+"""The one entry point: `seeker VERB …`.
+
+`fit|validate|test|predict` are LightningCLI (`lightning_cli.py`); every other verb is a typed function whose signature and
+docstring are its command line, through jsonargparse. Nothing heavy is imported before the verb is known.
+
+Exit status: 0 done, 1 failed, 2 the arguments or the input are wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from project.errors import SeekerError
+
+TRAINER_VERBS = {
+    "fit": "train a model from --config files",
+    "validate": "run the validation loop",
+    "test": "measure an agent on held-out questions",
+    "predict": "write conversations and scores for a question file",
+}
+
+VERBS: dict[str, tuple[str, str]] = {
+    "data facts": ("project.corpus.facts:facts", "passages, questions and expert conversations from real facts"),
+    "data squad": ("project.corpus.squad:squad", "SQuAD 2.0 to Question-Answer-Search rows"),
+    "data hotpotqa": ("project.corpus.hotpotqa:hotpotqa", "HotpotQA contexts to passages and questions"),
+    "data traces": ("project.traces.ingest:traces", "raw agent traces to the trace table"),
+    "data multiturn": ("project.traces.multiturn:multiturn", "traces to conversations, one a trace"),
+    "data steps": ("project.traces.steps:steps", "traces to one sample per search result"),
+    "data summaries": ("project.traces.summaries:summaries", "step samples to extractive summaries"),
+    "data phases": ("project.traces.phases:phases", "the training sets of the three phases"),
+    "index build": ("project.corpus.index:build", "index passages for search"),
+    "index search": ("project.corpus.index:search", "ask an index one query"),
+    "serve retrieval": ("project.corpus.server:retrieval", "serve POST /retrieve from an index"),
+    "progressive": ("project.modules.progressive:progressive", "train phase after phase, each from the one before"),
+    "compare": ("project.tracking.compare:compare", "runs side by side from MLflow"),
+    "runs": ("project.tracking.compare:runs", "list the tracked runs"),
+    "lineage": ("project.tracking.compare:lineage", "what a run was made from: parents, datasets, checkpoints"),
+    "ui": ("project.tracking.store:ui", "open MLflow's page on the project's store"),
+}
+
+
+def usage() -> str:
+    """Return the text of `seeker --help`."""
+    lines = ["usage: seeker VERB [options]   (seeker VERB --help shows a verb's options)", ""]
+    rows = TRAINER_VERBS | {verb: text for verb, (_, text) in VERBS.items()}
+    return "\n".join(lines + [f"  {verb:<18} {text}" for verb, text in rows.items()])
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one verb with `args` (the process's own by default) and return the exit status."""
+    args = sys.argv[1:] if args is None else args
+    debug = os.environ.get("SEEKER_DEBUG") == "1"
+    try:
+        return _dispatch(args)
+    except SeekerError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"seeker: {error}\n")
+        return error.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("seeker: interrupted; run the same command again to continue\n")
+        return 1
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage() + "\n")
+        return 0 if args else 2
+    if args[0] == "--version":
+        sys.stdout.write(import_module("project").__version__ + "\n")
+        return 0
+    if args[0] in TRAINER_VERBS:
+        import_module("project.lightning_cli").run(args)
+        return 0
+    for words in (2, 1):
+        verb = " ".join(args[:words])
+        if verb in VERBS:
+            return _run_verb(verb, args[words:])
+    sys.stderr.write(f"seeker: there is no verb '{' '.join(args[:2])}'; seeker --help lists them\n")
+    return 2
+
+
+def _run_verb(verb: str, args: list[str]) -> int:
+    from jsonargparse import auto_cli
+
+    module, _, name = VERBS[verb][0].partition(":")
+    function = getattr(import_module(module), name)
+    auto_cli(function, args=args, prog=f"seeker {verb}", as_positional=False)
+    return 0
