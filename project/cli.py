@@ -40,6 +40,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "ui": ("project.tracking.store:ui", "open MLflow's page on the project's store"),
 }
 
+RUN_VERBS = {"compare": "--run+=", "lineage": "--run="}
+"""Verbs whose first words are runs: `seeker compare A B` is `seeker compare --run+=A --run+=B`."""
+
 
 def usage() -> str:
     """Return the text of `seeker --help`."""
@@ -87,5 +90,12 @@ def _run_verb(verb: str, args: list[str]) -> int:
 
     module, _, name = VERBS[verb][0].partition(":")
     function = getattr(import_module(module), name)
-    auto_cli(function, args=args, prog=f"seeker {verb}", as_positional=False)
+    auto_cli(function, args=_name_runs(verb, args), prog=f"seeker {verb}", as_positional=False)
     return 0
+
+
+def _name_runs(verb: str, args: list[str]) -> list[str]:
+    """Return `args` with the leading words of a verb in `RUN_VERBS` as options."""
+    option = RUN_VERBS.get(verb)
+    words = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args)) if option else 0
+    return [f"{option}{word}" for word in args[:words]] + args[words:]

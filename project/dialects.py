@@ -24,6 +24,8 @@ DECISION_TOKENS = {SEARCH_TOKEN: "search", ANSWER_TOKEN: "answer"}
 """New tokens, and the words whose mean embedding initialises their rows."""
 
 NO_RESULTS = "No results."
+FOLD_REQUEST = "<fold/>"
+"""What a user message says to have the agent replace everything it has read by its own summary."""
 RESERVED = (
     "<think>", "</think>", "<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>", "<summary>",
     "</summary>", "<think_summary>", "</think_summary>", "<information_summary>", "</information_summary>", "<fold/>",
@@ -96,6 +98,14 @@ def format_documents(documents: Sequence[Document]) -> str:
     r"""Write results as the agent reads them: `Doc 1 (Title: …)\n…`, blank lines between; `No results.` for none."""
     blocks = (f"Doc {i} (Title: {clean(d.title)})\n{clean(d.content)}" for i, d in enumerate(documents, 1))
     return "\n\n".join(blocks) or NO_RESULTS
+
+
+def write_summary(question: str, thoughts: str, information: str) -> str:
+    """Return the text of a summary, without its `<summary>` tags: the question, what was thought, what was read."""
+    return (
+        f"Question: {clean(question).strip()}\n<think_summary>{clean(thoughts)}</think_summary>\n"
+        f"<information_summary>{clean(information)}</information_summary>"
+    )
 
 
 def _between(tag: str, text: str) -> list[str]:
@@ -271,3 +281,8 @@ def get_dialect(name: DialectName, *, decision_tokens: bool | None = None) -> Di
     if name == "tags":
         return TagsDialect(True if decision_tokens is None else decision_tokens)
     return ToolsDialect(bool(decision_tokens))
+
+
+def is_result(message: Message) -> bool:
+    """Return whether a message carries what the search tool returned."""
+    return message.role == "tool" or (message.role == "user" and message.content.startswith("<information>"))

@@ -11,13 +11,17 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from project.errors import InputError
 from project.records import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Record(Protocol):
@@ -28,7 +32,7 @@ class Record(Protocol):
 
 
 R = TypeVar("R")
-PARQUET_JSON_COLUMNS = ("extra_info", "messages", "tools", "steps")
+PARQUET_JSON_COLUMNS = ("extra_info", "messages", "tools", "steps", "context", "target")
 """Columns that Parquet holds as JSON strings: an empty object cannot be a struct, and Arrow merges the keys of different
 objects and fills the absent ones with nulls."""
 ROW_GROUP_BYTES = 8_000_000
@@ -38,7 +42,7 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, Row]]:
     """Yield (line or row number from 1, object) of a `.jsonl[.gz]`, `.json[.gz]` (a list) or `.parquet` file.
 
     Raises:
-        InputError: the file is missing, empty, of an unknown suffix, or holds a line that is no JSON object.
+        InputError: the file is missing, empty, damaged, of an unknown suffix, or holds a line that is no JSON object.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,9 +56,12 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, Row]]:
     if suffix not in readers:
         raise InputError(f"{path} has the suffix '.{suffix}'; expected .jsonl, .json or .parquet (also with .gz)")
     empty = True
-    for number, row in readers[suffix](path):
-        empty = False
-        yield number, row
+    try:
+        for number, row in readers[suffix](path):
+            empty = False
+            yield number, row
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise InputError(f"{path} is damaged, or not the kind of file that its suffix says: {error}") from error
     if empty:
         raise InputError(f"{path} holds no rows; check the command that made it")
 
@@ -177,6 +184,20 @@ def _from_parquet(row: Row) -> Row:
     return row
 
 
+def _parquet_schema(rows: list[Row]) -> pa.Schema:
+    """Return the schema of the first rows; a column that is all nulls or empty lists there gets the type it has later."""
+    import pyarrow as pa
+
+    later = {"correct": pa.bool_(), "needs_search": pa.bool_()}
+    schema = pa.Table.from_pylist(rows).schema
+    for number, column in enumerate(schema):
+        if pa.types.is_null(column.type):
+            schema = schema.set(number, column.with_type(later.get(column.name, pa.string())))
+        elif pa.types.is_list(column.type) and pa.types.is_null(column.type.value_type):
+            schema = schema.set(number, column.with_type(pa.list_(pa.string())))
+    return schema
+
+
 def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
     """Write row groups bounded by bytes; the schema is that of the first group."""
     import pyarrow as pa
@@ -190,8 +211,8 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
 
         def flush() -> None:
             nonlocal writer, schema, size
+            schema = schema or _parquet_schema(buffer)
             table = pa.Table.from_pylist(buffer, schema=schema)
-            schema = table.schema
             writer = writer or pq.ParquetWriter(partial, table.schema)
             writer.write_table(table)
             buffer.clear()

@@ -1,0 +1,49 @@
+"""Advantages as pure functions. They see trained tokens only: tool results between them never change an advantage."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(rewards_T: Tensor, values_T: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) of one episode's trained tokens, in time order.
+
+    Args:
+        rewards_T: float, the reward that follows each trained token.
+        values_T: float, the critic's value at each trained token (before it is sampled).
+        gamma: discount per trained token.
+        lam: 1 = Monte Carlo returns, 0 = one-step differences.
+
+    Returns:
+        (advantages_T, returns_T); the episode ends after its last token, so no value follows it.
+    """
+    advantages = torch.zeros_like(rewards_T)
+    running, following = rewards_T.new_zeros(()), rewards_T.new_zeros(())
+    for t in range(len(rewards_T) - 1, -1, -1):
+        delta = rewards_T[t] + gamma * following - values_T[t]
+        running = delta + gamma * lam * running
+        advantages[t] = running
+        following = values_T[t]
+    return advantages, advantages + values_T
+
+
+def whiten(advantages_N: Tensor) -> Tensor:
+    """Return advantages with mean 0 and standard deviation 1; unchanged mean-free where they do not vary."""
+    centred = advantages_N - advantages_N.mean()
+    return centred / centred.std(correction=0).clamp_min(1e-6)
+
+
+def group_normalise(rewards_E: Tensor, groups_E: Tensor) -> Tensor:
+    """Return each episode's reward minus its group's mean, over the group's deviation (GRPO, Shao et al. 2024, eq. 3).
+
+    Args:
+        rewards_E: float, one an episode (not one a row).
+        groups_E: int64, the same number for episodes on the same question.
+    """
+    advantages = torch.zeros_like(rewards_E)
+    for group in groups_E.unique():
+        members = groups_E == group
+        rewards = rewards_E[members]
+        advantages[members] = (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-6)
+    return advantages

@@ -1,0 +1,1 @@
+"""Documents to passages, index, retrievers and server."""

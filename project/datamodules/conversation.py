@@ -1,0 +1,101 @@
+"""Conversations for supervised fine-tuning: rendered once, weighted by span kind, planned into exact optimizer steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning import LightningDataModule
+
+from project.datamodules.plan import PlannedLoader
+from project.errors import InputError
+from project.files import read_records
+from project.records import Conversation
+from project.rendering import DEFAULT_WEIGHTS, Renderer, Sample
+
+logger = logging.getLogger(__name__)
+
+
+class ConversationDataModule(LightningDataModule):
+    """Training and validation conversations. The tokenizer, dialect and history come from the model that is trained."""
+
+    def __init__(
+        self,
+        train_file: Path,
+        validation_file: Path,
+        batch_samples: int = 16,
+        max_tokens: int = 1024,
+        weights: dict[str, float] | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Take the files and how to batch them.
+
+        Args:
+            train_file: conversations (`.jsonl`, `.parquet`; `.gz` too).
+            validation_file: conversations that share no group with the training ones.
+            batch_samples: conversations in one optimizer step, over all ranks and accumulated micro-batches.
+            max_tokens: a longer sample is dropped whole and counted; no label is ever cut off.
+            weights: loss weight per span kind, over the defaults (think 1.5, decision 2, the rest the agent writes 1).
+            limit: use only the first so many training conversations.
+            seed: of the order of the samples.
+        """
+        super().__init__()
+        self.data_files = {"train": Path(train_file), "validation": Path(validation_file)}
+        self.batch_samples, self.max_tokens, self.limit, self.seed = batch_samples, max_tokens, limit, seed
+        self.weights: Mapping[str, float] = {**DEFAULT_WEIGHTS, **(weights or {})}
+        self.dropped: dict[str, int] = {}
+        self._samples: dict[str, list[Sample]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read, check that no group is shared, and render with the renderer of the trainer's module."""
+        del stage
+        if self._samples:
+            return
+        sets = {name: read_records(path, Conversation.from_row) for name, path in self.data_files.items()}
+        check_disjoint(sets["train"], sets["validation"], self.data_files)
+        module = self.trainer.lightning_module if self.trainer else None
+        renderer: Renderer = module.make_renderer(self.weights)  # type: ignore[union-attr,operator]
+        for name, conversations in sets.items():
+            chosen = conversations[: self.limit] if name == "train" else conversations
+            self._samples[name] = self._render(name, chosen, renderer)
+
+    def _render(self, name: str, conversations: Sequence[Conversation], renderer: Renderer) -> list[Sample]:
+        samples = [sample for conversation in conversations for sample in renderer.samples(conversation)]
+        kept = [sample for sample in samples if len(sample.ids) <= self.max_tokens]
+        self.dropped[name] = len(samples) - len(kept)
+        if not kept:
+            raise InputError(f"all {len(samples)} samples of {self.data_files[name]} are longer than max_tokens={self.max_tokens}")
+        if self.dropped[name]:
+            logger.warning("dropped %d of %d %s samples over %d tokens", self.dropped[name], len(samples), name, self.max_tokens)
+        self._pad_id = int(renderer.tokenizer.pad_token_id)
+        return kept
+
+    def train_dataloader(self) -> PlannedLoader:
+        """Return this rank's planned micro-batches."""
+        accumulate, rank, world = 1, 0, 1
+        if self.trainer:
+            accumulate = self.trainer.accumulate_grad_batches
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+        if self.batch_samples % (accumulate * world):
+            raise InputError(
+                f"batch_samples={self.batch_samples} is not a multiple of accumulate_grad_batches x ranks = {accumulate * world}"
+            )
+        samples = self._samples["train"]
+        return PlannedLoader(samples, self._pad_id, self.batch_samples, accumulate, self.seed, rank, world)
+
+    def val_dataloader(self) -> PlannedLoader:
+        """Return the validation samples, all ranks the same number of batches."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return PlannedLoader(self._samples["validation"], self._pad_id, self.batch_samples, 1, self.seed, rank, world)
+
+
+def check_disjoint(train: Sequence[Conversation], held_out: Sequence[Conversation], files: Mapping[str, Path]) -> None:
+    """Raise `InputError` where two sets are one file or share a group or, without groups, an id."""
+    paths = [path.resolve() for path in files.values()]
+    if len(set(paths)) < len(paths):
+        raise InputError(f"training and validation are the same file {paths[0]}; give two that share no question")
+    shared = {c.group or c.id for c in train} & {c.group or c.id for c in held_out}
+    if shared:
+        raise InputError(f"{len(shared)} groups are in both training and validation, for example '{min(shared)}'; split by group")

@@ -1,0 +1,228 @@
+"""`seeker fit|validate|test|predict`: LightningCLI with layered configs, the project's store, and errors of one sentence.
+
+Run as `seeker fit --config a.yaml --config b.yaml --model.learning_rate 1e-4`; `experiments/defaults/trainer.yaml` lies under
+every config. Classes are named without their module (`class_path: SFT`). Each run has a folder, `trainer.default_root_dir`
+or `lightning_logs/runs/NAME` (beside the store), which holds `checkpoints/` and, after training, `mlflow_run_id`. It leaves out what LightningCLI
+does badly here: hyper-parameters in a checkpoint never override the command line, and `--ckpt_path last` without a
+checkpoint is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+import warnings
+from argparse import ArgumentError
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from project.errors import InputError, SeekerError
+from project.tracking.callback import TrackRun
+from project.tracking.logger import SeekerLogger
+from project.tracking.store import project_root, run_folder_id, runs_folder
+
+VERBS = ("fit", "validate", "test", "predict")
+FOLDERS_OF_CLASSES = ("project.modules", "project.datamodules")
+DEFAULTS = "experiments/defaults/trainer.yaml"
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "accelerator": "auto",
+    "devices": 1,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+    "logger": {"class_path": "project.tracking.logger.SeekerLogger"},
+}
+HARMLESS = (
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*You are using .* with `weights_only=False`.*",
+    ".*LeafSpec.*",
+)
+
+
+def run(args: list[str]) -> SeekerCLI:
+    """Run `fit`, `validate`, `test` or `predict` with the words of its command line, and return what ran.
+
+    Raises:
+        InputError: an unknown key, a wrong value, or a config or checkpoint file that does not exist.
+    """
+    _check_configs(args)
+    _quiet()
+    _import_classes()
+    defaults = project_root() / DEFAULTS
+    verb_kwargs = {"default_config_files": [str(defaults)], "exit_on_error": False}
+    try:
+        return SeekerCLI(
+            args=args,
+            save_config_callback=None,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "seeker", "exit_on_error": False} | {verb: dict(verb_kwargs) for verb in VERBS},
+        )
+    except ArgumentError as error:
+        raise InputError(f"{_one_sentence(str(error))}; `seeker {args[0]} --help` lists the keys") from error
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        cause = _seeker_cause(error)
+        if cause is None and not isinstance(error, MisconfigurationException):
+            raise
+        raise cause or InputError(_one_sentence(str(error))) from error
+
+
+class SeekerCLI(LightningCLI):
+    """LightningCLI whose checkpoints never change the config, whose runs have a folder, and which tracks each run."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own type
+        """Parse `args` without Lightning's warning that the process has arguments of its own."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not merge the checkpoint's hyper-parameters: the files and the command line are the config."""
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its folder and the callback that tracks it, before anything is built."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        name = _logger_argument(trainer.logger, "run_name")
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(_run_folder(str(self.subcommand), name, config.get("ckpt_path")))
+        trainer.default_root_dir = str(Path(trainer.default_root_dir).expanduser().resolve())
+        self._dump_config()
+        self.trainer_defaults["callbacks"] = TrackRun(config=self.config_dump)
+
+    def after_instantiate_classes(self) -> None:
+        """Put checkpoints into the run's folder, find the one to load, and go on in the MLflow run that it belongs to."""
+        folder = Path(self.trainer.default_root_dir)
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")
+        arguments = self.config_init[self.subcommand]
+        checkpoint = _find_checkpoint(arguments.get("ckpt_path"), self.trainer)
+        if checkpoint is not None:
+            arguments["ckpt_path"] = str(checkpoint)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, SeekerLogger):
+                logger.name_run(folder.name)
+                self._connect(logger, checkpoint, folder)
+
+    def _connect(self, logger: SeekerLogger, checkpoint: Path | None, folder: Path) -> None:
+        """Resumed in its own folder a training goes on in its run; any other use of a checkpoint makes its run the parent."""
+        run_id = run_folder_id(checkpoint)
+        if run_id is None or checkpoint is None:
+            return
+        if self.subcommand == "fit" and checkpoint.resolve().is_relative_to(folder):
+            logger.continue_run(run_id)
+        else:
+            logger.parent_run = logger.parent_run or run_id
+
+
+def _run_folder(verb: str, name: str | None, ckpt_path: Any) -> Path:  # noqa: ANN401 - whatever the config holds
+    """Return the run's folder: that of the checkpoint that `fit` resumes, else by the run's name, else by verb and time."""
+    if verb == "fit" and ckpt_path and run_folder_id(ckpt_path):
+        folder = Path(ckpt_path).resolve().parent
+        return folder.parent if folder.name == "checkpoints" else folder
+    started = os.environ.get("SEEKER_RUN_STARTED") if int(os.environ.get("LOCAL_RANK", "0")) else None
+    started = started or time.strftime("%Y%m%d-%H%M%S")
+    os.environ["SEEKER_RUN_STARTED"] = started  # the other ranks that Lightning starts take the same folder
+    return runs_folder() / (name or f"{verb}-{started}-{os.getppid()}")
+
+
+def _logger_argument(logger: Any, name: str) -> str | None:  # noqa: ANN401 - a namespace, list or bool
+    arguments = logger.get("init_args") if hasattr(logger, "get") else None
+    value = arguments.get(name) if arguments else None
+    return str(value) if value is not None else None
+
+
+def _find_checkpoint(ckpt_path: Any, trainer: Trainer) -> Path | None:  # noqa: ANN401 - whatever the config holds
+    """Return the checkpoint file that `--ckpt_path` means; None where there is none to load, or Lightning finds it.
+
+    `last` is the file that `save_last` writes, by name: the modification time says nothing about which is further.
+    """
+    if ckpt_path is None or ckpt_path in ("best", "hpc", "registry") or "://" in str(ckpt_path):
+        return None
+    if ckpt_path != "last":
+        if not Path(ckpt_path).exists():
+            raise InputError(f"--ckpt_path {ckpt_path} does not exist; give a file, or `last` for the run folder's newest")
+        return Path(ckpt_path)
+    folders = [str(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    found = sorted({file for folder in folders for file in Path(folder).glob("last*.ckpt")})
+    if not found:
+        where = ", ".join(folders) or "this trainer, which has no ModelCheckpoint"
+        raise InputError(f"--ckpt_path last: there is no last.ckpt in {where}; leave it out to start afresh")
+    if len(found) > 1:
+        names = ", ".join(str(path) for path in found)
+        raise InputError(f"--ckpt_path last could be any of {names}; name one of them")
+    return found[0]
+
+
+def _import_classes() -> None:
+    """Import the LightningModules and LightningDataModules, so that a config can name them without their module."""
+    for folder in FOLDERS_OF_CLASSES:
+        for module in iter_modules(import_module(folder).__path__):
+            import_module(f"{folder}.{module.name}")
+
+
+def _check_configs(args: list[str]) -> None:
+    """Name the file (and line) of a --config that does not exist or is no YAML mapping."""
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    for flag, name in pairwise(words):
+        if flag not in ("--config", "-c"):
+            continue
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"--config {name} does not exist; experiments/ holds the configs that come with Seeker")
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            raise InputError(f"{name}{line}: not YAML ({getattr(error, 'problem', error)})") from error
+        if not isinstance(settings, dict):
+            raise InputError(f"{name} holds no settings; expected keys such as `model:`, `data:` and `trainer:`")
+
+
+def _seeker_cause(error: BaseException | None) -> SeekerError | None:
+    """Return the `SeekerError` that jsonargparse wrapped while it built a class."""
+    while error is not None and not isinstance(error, SeekerError):
+        error = error.__cause__
+    return error
+
+
+def _one_sentence(message: str) -> str:
+    """Shorten an error of jsonargparse or Lightning to the sentence that names the key, the value and what was expected."""
+    text = re.sub(r"\s+", " ", message).strip().rstrip(".")
+    key = next(iter(re.findall(r'^(?:error: )?(?:Parser key|Validation failed:)?\s*"([\w.+]+)"', text)), "")
+    option = re.search(r"class_path '([\w.]+)'.*?[Oo]ption '([^']+)' is not accepted", text)
+    if option:
+        owner = option[1].rpartition(".")[2]
+        return f"{key}: {owner} has no option '{option[2]}' (--{key}.help={owner} lists them)"
+    value = re.search(r"Given value: (.*)$", text)
+    nested = re.search(r"NestedArg\(key='([\w.]+)', val=(.*)\)$", text)
+    if key and value:
+        key, given = (f"{key}.{nested[1]}", nested[2].strip("'")) if nested else (key, value[1])
+        expected = re.findall(r"Expected an? (?:<class ')?([\w. ]+?)(?:'>|:| -| Expected| Given|$)", text)
+        wanted = " or ".join(dict.fromkeys(e for e in expected if e != "NoneType" and not e.startswith("path but")))
+        wanted = wanted.replace("dot import path string", "the name of a class")
+        return f"{key}: {given[:300]!r} is not accepted" + (f", expected {wanted}" if wanted else "")
+    return re.sub(r"^(?:Parser key|Validation failed:?)\s*", "", text)
+
+
+def _quiet() -> None:
+    """Keep Lightning's banners and the warnings that need no action off the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for pattern in HARMLESS:
+        warnings.filterwarnings("ignore", message=pattern)

@@ -1,0 +1,1 @@
+"""LightningModules (SFT, agent evaluation, PPO) and the policy they train."""

