@@ -2,9 +2,9 @@
 
 Run as `seeker fit --config a.yaml --config b.yaml --model.learning_rate 1e-4`; `experiments/defaults/trainer.yaml` lies under
 every config. Classes are named without their module (`class_path: SFT`). Each run has a folder, `trainer.default_root_dir`
-or `lightning_logs/runs/NAME` (beside the store), which holds `checkpoints/` and, after training, `mlflow_run_id`. It leaves out what LightningCLI
-does badly here: hyper-parameters in a checkpoint never override the command line, and `--ckpt_path last` without a
-checkpoint is an error.
+or `runs/NAME` beside the store (`lightning_logs/`), which holds `checkpoints/` and, after training, `mlflow_run_id`. It
+leaves out what LightningCLI does badly here: hyper-parameters in a checkpoint never override the command line, and
+`--ckpt_path last` without a checkpoint is an error.
 """
 
 from __future__ import annotations

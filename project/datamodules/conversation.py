@@ -66,9 +66,13 @@ class ConversationDataModule(LightningDataModule):
         kept = [sample for sample in samples if len(sample.ids) <= self.max_tokens]
         self.dropped[name] = len(samples) - len(kept)
         if not kept:
-            raise InputError(f"all {len(samples)} samples of {self.data_files[name]} are longer than max_tokens={self.max_tokens}")
+            raise InputError(
+                f"all {len(samples)} samples of {self.data_files[name]} are longer than max_tokens={self.max_tokens}"
+            )
         if self.dropped[name]:
-            logger.warning("dropped %d of %d %s samples over %d tokens", self.dropped[name], len(samples), name, self.max_tokens)
+            logger.warning(
+                "dropped %d of %d %s samples over %d tokens", self.dropped[name], len(samples), name, self.max_tokens
+            )
         self._pad_id = int(renderer.tokenizer.pad_token_id)
         return kept
 
@@ -80,7 +84,7 @@ class ConversationDataModule(LightningDataModule):
             rank, world = self.trainer.global_rank, self.trainer.world_size
         if self.batch_samples % (accumulate * world):
             raise InputError(
-                f"batch_samples={self.batch_samples} is not a multiple of accumulate_grad_batches x ranks = {accumulate * world}"
+                f"batch_samples={self.batch_samples} is no multiple of accumulate_grad_batches x ranks = {accumulate * world}"
             )
         samples = self._samples["train"]
         return PlannedLoader(samples, self._pad_id, self.batch_samples, accumulate, self.seed, rank, world)
@@ -98,4 +102,6 @@ def check_disjoint(train: Sequence[Conversation], held_out: Sequence[Conversatio
         raise InputError(f"training and validation are the same file {paths[0]}; give two that share no question")
     shared = {c.group or c.id for c in train} & {c.group or c.id for c in held_out}
     if shared:
-        raise InputError(f"{len(shared)} groups are in both training and validation, for example '{min(shared)}'; split by group")
+        raise InputError(
+            f"{len(shared)} groups are in both training and validation, for example '{min(shared)}'; split by group"
+        )

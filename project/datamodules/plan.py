@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,13 +44,13 @@ def plan_epoch(
         cuts = [0]
         for part in range(parts):
             cuts.append(cuts[-1] + size + (part < extra))
-        shares = [chosen[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        shares = [chosen[a:b] for a, b in pairwise(cuts)]
         steps.append([shares[m * world : (m + 1) * world] for m in range(accumulate)])
     return steps
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Tensor]:
-    """Pad samples on the right to (B, T): `input_ids` int64, `attention_mask` int64 (1 = real), `weights` float32, `kinds` int64."""
+    """Pad on the right to (B, T): `input_ids`, `attention_mask` (1 = real) and `kinds` int64, `weights` float32."""
     width = max((len(s.ids) for s in samples), default=2)
     rows = samples or [Sample("", [pad_id, pad_id], [0, 0], [0.0, 0.0])]
 

@@ -184,9 +184,10 @@ def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
                 yield f"{name}.bias", bias
             done.add(name)
         elif isinstance(module, TrainableTokensLayer):
-            if name != "lm_head" or not base.config.tie_word_embeddings:
-                yield f"{name}.weight", module.get_merged_weights(["default"])
-            done.add(name)
+            owner = name.removesuffix(".token_adapter")
+            if owner != "lm_head" or not base.config.tie_word_embeddings:
+                yield f"{owner}.weight", module.get_merged_weights(["default"])
+            done.add(owner)
     for name, tensor in base.state_dict().items():
         if not any(name.startswith(f"{prefix}.") for prefix in done) and not _is_tied_head(base, name):
             yield name, tensor

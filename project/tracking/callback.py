@@ -37,13 +37,15 @@ class TrackRun(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Open the run and record config, code, packages, data and parent."""
+        from mlflow.entities import RunTag
+
         logger = _logger(trainer)
         if logger is None:
             return
         logger.start()
-        tags = {"seeker.verb": stage, "seeker.folder": trainer.default_root_dir, **git_tags(), **version_tags()}
-        for name, value in tags.items():
-            logger.experiment.set_tag(logger.run_id, name, value)
+        verb = str(getattr(stage, "value", stage))
+        tags = {"seeker.verb": verb, "seeker.folder": trainer.default_root_dir, **git_tags(), **version_tags()}
+        logger.experiment.log_batch(logger.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         if self.config is not None:
             logger.experiment.log_text(logger.run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
             logger.log_config(flatten(self.config))
@@ -51,7 +53,7 @@ class TrackRun(Callback):
         parent = run_folder_id(getattr(pl_module, "model_path", None))
         if parent and not logger.parent_run:
             logger.set_parent(parent)
-        if stage == "fit":
+        if verb == "fit":
             write_text(Path(trainer.default_root_dir) / RUN_ID_FILE, f"{logger.run_id}\n")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

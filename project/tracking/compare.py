@@ -19,6 +19,7 @@ from project.tracking.store import all_runs, client, find_run, run_metrics, run_
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from rich.console import Console
     from rich.table import Table
     from rich.tree import Tree
 
@@ -35,8 +36,6 @@ def compare(run: list[str], output_file: Path | None = None) -> None:
         run: names or ids of the runs; a name means its newest run; the first is what the others are tested against.
         output_file: also write what is shown as JSON.
     """
-    from rich.console import Console
-
     if len(run) < 2:
         raise InputError(f"compare takes two runs or more, got {len(run)}; `seeker runs` lists them")
     runs = [find_run(name) for name in run]
@@ -47,7 +46,7 @@ def compare(run: list[str], output_file: Path | None = None) -> None:
     names = [str(one.info.run_name) for one in runs]
     if output_file is not None:
         write_text(output_file, json.dumps(_report(runs, params, paired), indent=2) + "\n")
-    console = Console()
+    console = _console()
     for title, rows in {"origin": origins, "parameters that differ": params, "metrics": metrics}.items():
         console.print(_table(title, names, rows) if rows else f"{title}: none")
     console.print(_paired_table(names[0], paired) if paired else "paired test: no runs with scores for common questions")
@@ -55,7 +54,6 @@ def compare(run: list[str], output_file: Path | None = None) -> None:
 
 def runs() -> None:
     """List the tracked runs, newest first."""
-    from rich.console import Console
     from rich.table import Table
 
     found = all_runs()
@@ -66,7 +64,7 @@ def runs() -> None:
         parent = tags.get("seeker.parent", "")
         verb = tags.get("seeker.verb", "")
         table.add_row(names[one.info.run_id], verb, one.info.status, started, names.get(parent, parent), one.info.run_id)
-    Console().print(table)
+    _console().print(table)
 
 
 def lineage(run: str) -> None:
@@ -75,9 +73,7 @@ def lineage(run: str) -> None:
     Args:
         run: name or id of the run.
     """
-    from rich.console import Console
-
-    Console().print(lineage_tree(find_run(run)))
+    _console().print(lineage_tree(find_run(run)))
 
 
 def lineage_tree(run: Run, seen: frozenset[str] = frozenset()) -> Tree:
@@ -168,10 +164,20 @@ def _report(runs: list[Run], params: Rows, paired: list[dict[str, Any]]) -> dict
     }
 
 
+def _console() -> Console:
+    """Return a console that is wide enough for ids where the output is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
 def _table(title: str, names: list[str], rows: Rows) -> Table:
     from rich.table import Table
 
-    table = Table("", *names, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for name in ("", *names):
+        table.add_column(name, overflow="fold")
     for key, values in rows.items():
         table.add_row(key, *values)
     return table

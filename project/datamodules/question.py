@@ -1,0 +1,123 @@
+"""Questions for reinforcement learning, validation, test and prediction."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning import LightningDataModule
+
+from project.errors import InputError
+from project.files import read_records
+from project.records import Question
+
+
+@dataclass
+class QuestionLoader:
+    """Yields lists of questions; shuffled anew each epoch from (seed, epoch), and resumable inside an epoch."""
+
+    questions: list[Question]
+    batch_size: int
+    seed: int | None = None
+    """None = in the file's order, the last batch may be short; else shuffled, short batches left out."""
+    epoch: int = 0
+    position: int = field(default=0, init=False)
+
+    def __len__(self) -> int:
+        count = len(self.questions) / self.batch_size
+        return int(count) if self.seed is not None else -int(-count // 1)
+
+    def __iter__(self) -> Iterator[list[Question]]:
+        order = list(self.questions)
+        if self.seed is not None:
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        for number in range(self.position, len(self)):
+            self.position = number + 1
+            yield order[number * self.batch_size : (number + 1) * self.batch_size]
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader stands."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state` stood."""
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class QuestionDataModule(LightningDataModule):
+    """Question files; only those that the chosen verb needs must be given."""
+
+    def __init__(
+        self,
+        train_file: Path | None = None,
+        validation_file: Path | None = None,
+        test_file: Path | None = None,
+        predict_file: Path | None = None,
+        batch_questions: int = 8,
+        eval_batch_questions: int = 64,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Take the files.
+
+        Args:
+            train_file: questions for training (`seeker fit`).
+            validation_file: questions for validation; must share no group with the training ones.
+            test_file: questions for `seeker test`; must share no group with the training ones where both are given.
+            predict_file: questions for `seeker predict`.
+            batch_questions: training questions in one update.
+            eval_batch_questions: questions whose episodes run at once in validation, test and prediction.
+            limit: use only the first so many questions of each file but the training one.
+            seed: of the order of the training questions.
+        """
+        super().__init__()
+        files = {"train": train_file, "validation": validation_file, "test": test_file, "predict": predict_file}
+        self.data_files = {name: Path(path) for name, path in files.items() if path is not None}
+        self.batch_questions, self.eval_batch_questions = batch_questions, eval_batch_questions
+        self.limit, self.seed = limit, seed
+        self._questions: dict[str, list[Question]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read all files and refuse groups shared between training and the rest."""
+        needed = {"fit": "train", "validate": "validation"}.get(stage, stage)
+        if needed not in self.data_files:
+            raise InputError(f"seeker {stage} needs data.{needed}_file; give a file of questions")
+        self._questions = {name: read_records(path, Question.from_row) for name, path in self.data_files.items()}
+        train = {g for q in self._questions.get("train", []) for g in _groups(q)}
+        for name in ("validation", "test"):
+            shared = train & {g for q in self._questions.get(name, []) for g in _groups(q)}
+            if shared:
+                raise InputError(
+                    f"{len(shared)} groups are in both train and {name}, for example '{min(shared)}'; split by group"
+                )
+
+    def train_dataloader(self) -> QuestionLoader:
+        """Return shuffled batches of training questions."""
+        questions = self._questions["train"]
+        if len(questions) < self.batch_questions:
+            raise InputError(
+                f"{self.data_files['train']} holds {len(questions)} questions, less than {self.batch_questions} a batch"
+            )
+        return QuestionLoader(questions, self.batch_questions, self.seed)
+
+    def val_dataloader(self) -> QuestionLoader | list[object]:
+        """Return the validation questions in order."""
+        return self._held_out("validation") if "validation" in self._questions else []
+
+    def test_dataloader(self) -> QuestionLoader:
+        """Return the test questions in order."""
+        return self._held_out("test")
+
+    def predict_dataloader(self) -> QuestionLoader:
+        """Return the questions to predict in order."""
+        return self._held_out("predict")
+
+    def _held_out(self, name: str) -> QuestionLoader:
+        return QuestionLoader(self._questions[name][: self.limit], self.eval_batch_questions)
+
+
+def _groups(question: Question) -> set[str]:
+    return set(question.group.split("|")) if question.group else {question.id}

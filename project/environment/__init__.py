@@ -1,0 +1,1 @@
+"""The search environment in message space; it never sees token ids."""

@@ -1,0 +1,119 @@
+"""The search environment: an agent's text in, messages or an end out.
+
+Protocol of an episode: `opening()` once, then `step(text)` for each turn. A turn searches (all its queries at once),
+answers, or is malformed: then the agent gets a short correction, and after `max_malformed` of them the episode ends.
+A failed search is the environment's failure (`SearchError` becomes `tool_error` or `timeout`), never an empty result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from project.dialects import Action, Dialect
+from project.errors import SearchError
+from project.records import Document, FinishReason, Message, Question
+
+
+class SearchTool(Protocol):
+    """Anything that searches: the HTTP client, or a dictionary in tests."""
+
+    async def search(self, queries: Sequence[str]) -> list[list[Document]]:
+        """Return one list of documents per query, best first; an empty list where nothing was found."""
+
+
+@dataclass(frozen=True)
+class EpisodeLimits:
+    """What an episode may use."""
+
+    max_turns: int = 4
+    """Turns of the agent, the answer included."""
+    max_malformed: int = 2
+    """Malformed turns that end the episode."""
+    turn_tokens: int = 128
+    """Tokens the agent may write in one turn."""
+    context_tokens: int = 1024
+    """Tokens of the whole conversation."""
+    result_chars: int = 1200
+    """Characters of results a turn is shown; whole documents beyond that are left out, the last first."""
+
+
+@dataclass
+class SearchEnvironment:
+    """One episode's state. `messages` is all that was said; `finish` is set once it has ended."""
+
+    question: Question
+    dialect: Dialect
+    tool: SearchTool
+    limits: EpisodeLimits
+    messages: list[Message] = field(default_factory=list)
+    finish: FinishReason | None = None
+    answer: str | None = None
+    queries: list[str] = field(default_factory=list)
+    retrieved: list[str] = field(default_factory=list)
+    malformed: int = 0
+    turns: int = 0
+    error: str = ""
+
+    def opening(self) -> list[Message]:
+        """Return the messages before the first turn."""
+        opening = opening_messages(self.question, self.dialect)
+        self.messages = list(opening)
+        return opening
+
+    async def step(self, text: str) -> list[Message]:
+        """Take the agent's turn and return the messages that follow; none once `finish` is set."""
+        action = self.dialect.parse(text)
+        self.messages.append(self.dialect.message(text))
+        self.turns += 1
+        if action.answer is not None:
+            self.answer, self.finish = action.answer, FinishReason.ANSWER
+            return []
+        if action.queries:
+            self.queries += action.queries
+        if self.turns >= self.limits.max_turns:
+            self.finish = FinishReason.MAX_TURNS
+            return []
+        following = await self._search(action) if action.queries else self._correct(text)
+        self.messages += following
+        return following
+
+    async def _search(self, action: Action) -> list[Message]:
+        try:
+            found = await self.tool.search(action.queries)
+        except SearchError as error:
+            self.error = str(error)
+            self.finish = FinishReason.TOOL_ERROR
+            return []
+        found = [self._fit(documents, len(found)) for documents in found]
+        shown = (document.id for documents in found for document in documents if document.id)
+        self.retrieved = list(dict.fromkeys([*self.retrieved, *shown]))
+        return self.dialect.results(found, action)
+
+    def _fit(self, documents: list[Document], queries: int) -> list[Document]:
+        budget = self.limits.result_chars // max(1, queries)
+        kept: list[Document] = []
+        for document in documents:
+            budget -= len(document.title) + len(document.content)
+            if budget < 0 and kept:
+                break
+            kept.append(document)
+        return kept
+
+    def _correct(self, text: str) -> list[Message]:
+        self.malformed += 1
+        if self.malformed >= self.limits.max_malformed:
+            self.finish = FinishReason.MALFORMED
+            return []
+        return self.dialect.correction("That was neither a search nor an answer.", text)
+
+
+def opening_messages(question: Question, dialect: Dialect) -> list[Message]:
+    """Return the first messages: the dialect's own, or the passage's where the question comes with one (SQuAD)."""
+    passage = question.extra_info.get("passage")
+    if passage:
+        from project.corpus.squad import opening
+
+        return list(opening(passage, question.question))
+    return dialect.opening(question.question)

@@ -1,0 +1,1 @@
+"""What is measured of an agent, with n and a 95 % confidence interval."""

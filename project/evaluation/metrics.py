@@ -1,0 +1,68 @@
+"""Metrics of one episode, and their means over many with a bootstrap confidence interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from project.answers import cover_exact_match, exact_match, token_f1
+from project.dialects import SEARCH_TOKEN
+from project.records import Episode, FinishReason
+from project.rewards.answer import evidence_recall
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over n questions with its 95 % interval (percentile bootstrap)."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def score_episode(episode: Episode, reward: Callable[[Episode], dict[str, float]]) -> dict[str, float]:
+    """Return the metrics of one episode; NaN where one does not apply (no evidence known, search need not known)."""
+    question, searched = episode.question, did_search(episode)
+    needs = question.needs_search
+    scores = {
+        "em": exact_match(episode.answer, question.answers),
+        "f1": token_f1(episode.answer, question.answers),
+        "cover_em": cover_exact_match(episode.answer, question.answers),
+        "decision_accuracy": math.nan if needs is None else float(searched == needs),
+        "searches": float(len(episode.queries)),
+        "evidence_recall": evidence_recall(episode) if question.evidence else math.nan,
+        "reward": reward(episode)["total"],
+        "generated_tokens": float(sum(len(turn.ids) for turn in episode.turns)),
+    }
+    return scores | {f"finish_{reason}": float(episode.finish is reason) for reason in FinishReason}
+
+
+def did_search(episode: Episode) -> bool:
+    """Return whether the agent searched, or decided to."""
+    turns = (message.content for message in episode.messages if message.role == "assistant")
+    return bool(episode.queries) or any(SEARCH_TOKEN in turn for turn in turns)
+
+
+def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
+    """Return the mean of the values that are not NaN and its bootstrap interval; all NaN for none."""
+    known = np.asarray([v for v in values if not math.isnan(v)])
+    if not len(known):
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    draws = np.random.default_rng(seed).integers(0, len(known), (RESAMPLES, len(known)))
+    low, high = np.quantile(known[draws].mean(1), [0.025, 0.975])
+    return Estimate(float(known.mean()), float(low), float(high), len(known))
+
+
+def binary_scores(predicted: Sequence[bool], gold: Sequence[bool]) -> dict[str, float]:
+    """Return precision, recall and F1 of `True`, and the accuracy of always giving the commoner class."""
+    hits = sum(p and g for p, g in zip(predicted, gold, strict=True))
+    precision, recall = hits / max(1, sum(predicted)), hits / max(1, sum(gold))
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    share = sum(gold) / max(1, len(gold))
+    return {"precision": precision, "recall": recall, "f1": f1, "majority": max(share, 1 - share)}

@@ -1,0 +1,210 @@
+"""A search agent under Lightning: episodes on questions, measured.
+
+`seeker test|validate|predict` use it as it is; PPO adds training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+
+from project.corpus.client import SearchClient
+from project.corpus.server import ServerHandle
+from project.environment.search import EpisodeLimits
+from project.errors import InputError, SearchError
+from project.evaluation.metrics import binary_scores, estimate, score_episode
+from project.files import write_rows
+from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
+from project.records import Episode, Question, Row
+from project.rendering import Renderer
+from project.rewards.answer import AnswerReward
+from project.rollouts.engines import Engine, EngineName, make_engine
+from project.rollouts.runner import EpisodeRunner, without_turns
+
+
+class SearchAgent(LightningModule):
+    """Runs a model folder as a search agent and measures it."""
+
+    def __init__(
+        self,
+        model_path: str | None = None,
+        settings: AgentSettings | None = None,
+        index: Path | None = None,
+        retrieval_url: str | None = None,
+        topk: int = 3,
+        engine: EngineName = "vllm",
+        limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 - frozen
+        reward: AnswerReward = AnswerReward(),  # noqa: B008 - frozen
+        eval_temperature: float = 0.0,
+    ) -> None:
+        """Take what to run and how.
+
+        Args:
+            model_path: folder or hub id; the embedded SmolLM2-135M-Instruct by default.
+            settings: dialect and history; those stored in the model folder by default.
+            index: folder of `seeker index build`; the run starts a server on it and stops it.
+            retrieval_url: address of a running server, instead of `index`.
+            topk: documents a search returns, at most.
+            engine: `vllm` in process, or `transformers`.
+            limits: what an episode may use, in turns, tokens and characters.
+            reward: how episodes are scored.
+            eval_temperature: of sampling in validation, test and prediction; 0 = greedy.
+        """
+        super().__init__()
+        self.model_path = resolve_model_path(model_path)
+        self.settings = settings or AgentSettings.load(Path(self.model_path)) or AgentSettings()
+        if (index is None) == (retrieval_url is None):
+            raise InputError("give one of model.index (a folder of seeker index build) and model.retrieval_url")
+        self.index, self.retrieval_url, self.topk = index, retrieval_url, topk
+        self.engine_name, self.limits, self.reward, self.eval_temperature = engine, limits, reward, eval_temperature
+        self.dialect = self.settings.make_dialect()
+        self.tokenizer, self._new_ids = load_tokenizer(self.model_path, self.dialect)
+        self.renderer = Renderer(self.tokenizer, self.dialect, self.settings.history)
+        self._engine: Engine | None = None
+        self._server: ServerHandle | None = None
+        self._episodes: list[Episode] = []
+
+    # --- lifetimes ---------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Start the retrieval server, on rank 0 of a run that was given an index."""
+        del stage
+        if self.index is not None and self._server is None:
+            self._server = ServerHandle(self.index)
+            self._server.start()
+            self.retrieval_url = self._server.url
+
+    def teardown(self, stage: str) -> None:
+        """Stop the server that this run started."""
+        del stage
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _start_engine(self) -> None:
+        if self._engine is None:
+            folder = self._engine_folder()
+            self._engine = make_engine(self.engine_name, folder, self.limits.context_tokens)
+
+    def _engine_folder(self) -> str:
+        """Return a folder whose vocabulary holds the dialect's tokens; a model that lacks them is written out with them."""
+        if not self._new_ids:
+            return self.model_path
+        from project.modules.policy import Policy, export_merged
+
+        policy = Policy(self.model_path, self.tokenizer, self._new_ids, None)
+        folder = Path(self.trainer.default_root_dir) / "engine_model"
+        return str(export_merged(policy, self.tokenizer, self.settings, folder))
+
+    def on_test_start(self) -> None:
+        """Start the engine once Lightning has set up its process group."""
+        self._start_engine()
+
+    on_validation_start = on_predict_start = on_test_start
+
+    # --- episodes ----------------------------------------------------------------------------------------------------
+
+    def run_episodes(self, questions: list[Question], seeds: list[int], temperature: float) -> list[Episode]:
+        """Run one episode per question; a share of failed searches over 10 % stops the run."""
+        assert self._engine is not None
+        assert self.retrieval_url is not None
+        tool = SearchClient(self.retrieval_url, self.topk)
+        episodes = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature).run(questions, seeds)
+        failed = [e for e in episodes if e.finish.is_environment_failure]
+        if len(failed) > 0.1 * len(episodes):
+            raise SearchError(f"{len(failed)} of {len(episodes)} episodes lost their search tool: {failed[0].error}")
+        return episodes
+
+    def _evaluate(self, questions: list[Question]) -> list[Episode]:
+        episodes = self.run_episodes(questions, list(range(len(questions))), self.eval_temperature)
+        self._episodes += episodes
+        return episodes
+
+    def validation_step(self, batch: list[Question], batch_idx: int) -> None:
+        """Run the batch's episodes."""
+        del batch_idx
+        self._evaluate(batch)
+
+    def test_step(self, batch: list[Question], batch_idx: int) -> None:
+        """Run the batch's episodes."""
+        del batch_idx
+        self._evaluate(batch)
+
+    def predict_step(self, batch: list[Question], batch_idx: int) -> list[Row]:
+        """Return conversations with their scores."""
+        del batch_idx
+        return [self._prediction(episode) for episode in self._evaluate(batch)]
+
+    def _prediction(self, episode: Episode) -> Row:
+        row = episode.to_conversation(self.dialect.tools).to_row()
+        return row | {"prediction": episode.answer, "finish_reason": str(episode.finish), **score_episode(episode, self.reward)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics with their intervals, and keep every score and conversation."""
+        self._report("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Write `predictions.parquet` into the run's folder."""
+        path = Path(self.trainer.default_root_dir) / "predictions.parquet"
+        write_rows(path, map(self._prediction, self._episodes))
+        self._keep(path)
+        self._episodes = []
+
+    def _report(self, stage: str) -> None:
+        episodes, self._episodes = self._episodes, []
+        scores = [score_episode(e, self.reward) for e in episodes if not e.finish.is_environment_failure]
+        if not scores:
+            return
+        for name in scores[0]:
+            summary = estimate([row[name] for row in scores])
+            if summary.n:
+                self.log(f"{stage}/{name}", summary.mean, rank_zero_only=True)
+                if stage == "test":
+                    self.log_dict(
+                        {f"test/{name}_low": summary.low, f"test/{name}_high": summary.high, f"test/{name}_n": summary.n}
+                    )
+        self.log_dict({f"{stage}/n": float(len(scores)), f"{stage}/environment_failures": float(len(episodes) - len(scores))})
+        self._report_decision(stage, episodes)
+        if stage == "test" and not self.trainer.sanity_checking:
+            self._keep_scores(episodes)
+
+    def _report_decision(self, stage: str, episodes: list[Episode]) -> None:
+        known = [e for e in episodes if e.question.needs_search is not None]
+        if known:
+            searched = [
+                score_episode(e, self.reward)["decision_accuracy"] == float(bool(e.question.needs_search)) for e in known
+            ]
+            gold = [bool(e.question.needs_search) for e in known]
+            self.log_dict({f"{stage}/decision_{name}": value for name, value in binary_scores(searched, gold).items()})
+
+    def _keep_scores(self, episodes: list[Episode]) -> None:
+        folder = Path(self.trainer.default_root_dir)
+        scores, conversations = folder / "scores.jsonl", folder / "conversations.jsonl"
+        write_rows(scores, ({"question_id": e.question.id, "kind": e.question.kind, **self._finite(e)} for e in episodes))
+        write_rows(conversations, (without_turns(e).to_conversation(self.dialect.tools).to_row() for e in episodes))
+        self._keep(scores)
+        self._keep(conversations)
+
+    def _finite(self, episode: Episode) -> dict[str, float | None]:
+        return {name: None if value != value else value for name, value in score_episode(episode, self.reward).items()}
+
+    def _keep(self, path: Path) -> None:
+        """Store a file beside the run's metrics."""
+        logger: Any = self.logger
+        if logger is not None and hasattr(logger, "run_id"):
+            logger.experiment.log_artifact(logger.run_id, str(path))
+
+    def configure_optimizers(self) -> None:
+        """Nothing is trained here."""
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
+        """Leave questions where they are."""
+        del device, dataloader_idx
+        return batch

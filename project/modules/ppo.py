@@ -1,0 +1,306 @@
+"""PPO (Schulman et al. 2017) on whole search episodes, as a LightningModule with manual optimisation.
+
+One `training_step` is one update: roll out a group of episodes per question with the current weights in the engine, score
+them, take values, old and reference log-probabilities, compute GAE on the trained tokens, run the inner epochs, and put the
+merged weights back into the engine. The reference of KL is the policy's base with its adapter off: at update 0 KL is 0 and
+every ratio 1. The critic is a small head on the policy's detached hidden states: it can never pull on the policy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from project.advantages import gae, whiten
+from project.environment.search import EpisodeLimits
+from project.errors import EngineError, TrainingError
+from project.losses import chunked_logprobs, explained_variance, k1_kl, ppo_policy_loss, value_loss
+from project.modules.agent import SearchAgent
+from project.modules.policy import AgentSettings, LoRA, Policy, Precision, export_merged
+from project.modules.sft import check_finite
+from project.records import Episode, Question
+from project.rewards.answer import AnswerReward
+from project.rollouts.engines import EngineName
+from project.rollouts.rows import collate_rows, training_row
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """The numbers of the algorithm."""
+
+    episodes_per_question: int = 4
+    temperature: float = 1.0
+    inner_epochs: int = 1
+    minibatch_episodes: int = 16
+    """Episodes in one optimizer step."""
+    micro_episodes: int = 8
+    """Episodes in one forward and backward pass."""
+    clip: float = 0.2
+    kl_coef: float = 0.02
+    """Of the k1 estimate, taken from the reward of each token."""
+    gamma: float = 1.0
+    lam: float = 1.0
+    """GAE's lambda: 1 pays the episode's reward to every token against the critic's baseline."""
+    importance_cap: float = 2.0
+    """Cap of p_trainer / p_engine, which corrects for the engine's rounding."""
+    max_grad_norm: float = 1.0
+    canary_tolerance: float = 0.15
+    """Largest mean |log p| difference, in nats a token, between trainer and engine after a sync."""
+
+
+class Critic(nn.Module):
+    """Value of each position from detached hidden states: a two-layer head, float32, starting at 0."""
+
+    def __init__(self, hidden: int) -> None:
+        """Take the policy's hidden size."""
+        super().__init__()
+        self.net = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 256), nn.GELU(), nn.Linear(256, 1))
+        nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.net[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, hidden_NH: Tensor) -> Tensor:
+        """Return values (N,)."""
+        return self.net(hidden_NH.detach().float()).squeeze(-1)  # type: ignore[no-any-return]
+
+
+Batch = dict[str, Tensor]
+
+
+class PPO(SearchAgent):
+    """Trains a search agent by PPO with rollouts from the engine."""
+
+    def __init__(
+        self,
+        model_path: str | None = None,
+        settings: AgentSettings | None = None,
+        index: Path | None = None,
+        retrieval_url: str | None = None,
+        topk: int = 3,
+        engine: EngineName = "vllm",
+        limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 - frozen
+        reward: AnswerReward = AnswerReward(),  # noqa: B008 - frozen
+        eval_temperature: float = 0.0,
+        ppo: PPOSettings = PPOSettings(),
+        lora: LoRA | None = LoRA(),  # noqa: B008 - frozen
+        precision: Precision = "bfloat16",
+        learning_rate: float = 1e-4,
+        critic_learning_rate: float = 1e-3,
+        export_dir: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Take what `SearchAgent` takes, and how to train.
+
+        Args:
+            model_path: the merged folder that SFT hands on.
+            settings: dialect and history; those stored in the model folder by default.
+            index: folder of `seeker index build`; the run starts a server on it and stops it.
+            retrieval_url: address of a running server, instead of `index`.
+            topk: documents a search returns, at most.
+            engine: `vllm` in process, or `transformers`.
+            limits: what an episode may use, in turns, tokens and characters.
+            reward: how episodes are scored.
+            eval_temperature: of sampling in validation; 0 = greedy.
+            ppo: the numbers of the algorithm.
+            lora: the fresh adapter that is trained.
+            precision: dtype of the base weights.
+            learning_rate: AdamW's, for the policy, constant.
+            critic_learning_rate: AdamW's, for the critic.
+            export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
+            seed: of the rollouts' sampling noise.
+        """
+        super().__init__(model_path, settings, index, retrieval_url, topk, engine, limits, reward, eval_temperature)
+        self.automatic_optimization = False
+        self.ppo, self.lora, self.precision_name = ppo, lora, precision
+        self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
+        self.export_dir, self.seed = export_dir, seed
+        self.policy: Policy | None = None
+        self.critic: Critic | None = None
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    # --- lifetimes ---------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the policy with a fresh adapter, and the critic."""
+        if self.policy is None:
+            self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name)
+            self.critic = Critic(self.policy.hidden_size)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        """One AdamW for both: one optimizer keeps `global_step` equal to the number of its steps (trap 15)."""
+        assert self.policy is not None
+        assert self.critic is not None
+        policy = [p for p in self.policy.parameters() if p.requires_grad]
+        groups = [{"params": policy}, {"params": list(self.critic.parameters()), "lr": self.critic_learning_rate}]
+        return torch.optim.AdamW(groups, self.learning_rate, weight_decay=0.0)
+
+    def on_fit_start(self) -> None:
+        """Start the engine inside Lightning's process group, and give it the weights of a resumed run."""
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if world != self.trainer.world_size:
+            raise EngineError(f"the process group has {world} ranks and the trainer {self.trainer.world_size}; restart the run")
+        self._start_engine()
+        if int(self.updates):
+            self._sync()
+
+    # --- one update --------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: list[Question], batch_idx: int) -> None:
+        """Roll out, score, train, sync."""
+        del batch_idx
+        started = time.perf_counter()
+        episodes, rewards = self._rollout(batch)
+        rolled = time.perf_counter()
+        micro = self._prepare(episodes, rewards)
+        for epoch in range(self.ppo.inner_epochs):
+            self._inner_epoch(micro, epoch)
+        trained = time.perf_counter()
+        self._sync()
+        self.updates += 1
+        self._log_episodes(episodes, rewards)
+        times = {"rollout": rolled - started, "train": trained - rolled, "sync": time.perf_counter() - trained}
+        self.log_dict({f"time/{name}_s": seconds for name, seconds in times.items()})
+
+    def _rollout(self, batch: list[Question]) -> tuple[list[Episode], list[float]]:
+        questions = [question for question in batch for _ in range(self.ppo.episodes_per_question)]
+        first = (self.seed * 1_000_003 + int(self.updates)) * 100_003
+        episodes = self.run_episodes(questions, [first + i for i in range(len(questions))], self.ppo.temperature)
+        kept = [e for e in episodes if not e.finish.is_environment_failure and e.turns]
+        return kept, [self.reward(e)["total"] for e in kept]
+
+    def _prepare(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[Batch]:
+        """Return micro-batches, longest rows together, with old and reference log-probabilities, advantages and returns."""
+        rows = sorted((training_row(e, r) for e, r in zip(episodes, rewards, strict=True)), key=lambda row: len(row.ids))
+        size, pad = self.ppo.micro_episodes, int(self.tokenizer.pad_token_id or 0)
+        micro = []
+        for start in range(0, len(rows), size):
+            chosen = rows[start : start + size]
+            batch = {k: v.to(self.device) for k, v in collate_rows(chosen, pad).items()}
+            batch["rewards"] = torch.tensor([row.reward for row in chosen], device=self.device)
+            micro.append(self._annotate(batch))
+        whitened = whiten(torch.cat([b["advantages"] for b in micro])).split([len(b["advantages"]) for b in micro])
+        for batch, advantages in zip(micro, whitened, strict=True):
+            batch["advantages"] = advantages
+        self._log_annotations(micro)
+        return micro
+
+    @torch.no_grad()
+    def _annotate(self, batch: Batch) -> Batch:
+        logprobs, values = self._forward(batch)
+        assert self.policy is not None
+        with self.policy.reference():
+            reference, _ = self._forward(batch)
+        kl = k1_kl(logprobs, reference)
+        advantages, returns = [], []
+        start = 0
+        for row, count in enumerate(batch["trained"].sum(1).tolist()):
+            part = slice(start, start + count)
+            rewards = -self.ppo.kl_coef * kl[part]
+            rewards[-1] += batch["rewards"][row]
+            found = gae(rewards, values[part], self.ppo.gamma, self.ppo.lam)
+            advantages.append(found[0])
+            returns.append(found[1])
+            start += count
+        behaviour = batch["logprobs"][batch["trained"]]
+        importance = (logprobs - behaviour).exp().clamp(max=self.ppo.importance_cap)
+        return batch | {
+            "old_logprobs": logprobs,
+            "old_values": values,
+            "kl": kl,
+            "engine_gap": (logprobs - behaviour).abs(),
+            "importance": importance,
+            "advantages": torch.cat(advantages),
+            "returns": torch.cat(returns),
+        }
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (log-probabilities, values) of the trained tokens, rows in order."""
+        assert self.policy is not None
+        assert self.critic is not None
+        hidden = self.policy(batch["input_ids"], batch["attention_mask"])[:, :-1][batch["trained"]]
+        labels = batch["input_ids"][:, 1:][batch["trained"]]
+        logprobs, _ = chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature)
+        return logprobs, self.critic(hidden)
+
+    def _inner_epoch(self, micro: list[Batch], epoch: int) -> None:
+        """Take optimizer steps over all micro-batches in an order keyed by (seed, update, epoch)."""
+        generator = torch.Generator().manual_seed(hash((self.seed, int(self.updates), epoch)) % (1 << 31))
+        order = torch.randperm(len(micro), generator=generator).tolist()
+        per_step = max(1, self.ppo.minibatch_episodes // self.ppo.micro_episodes)
+        for start in range(0, len(order), per_step):
+            self._optimizer_step([micro[i] for i in order[start : start + per_step]])
+
+    def _optimizer_step(self, micro: list[Batch]) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        total = sum(len(b["advantages"]) for b in micro)
+        metrics: dict[str, Tensor] = {}
+        for batch in micro:
+            logprobs, values = self._forward(batch)
+            loss, found = ppo_policy_loss(
+                logprobs, batch["old_logprobs"], batch["advantages"], total, self.ppo.clip, batch["importance"]
+            )
+            critic_loss, critic_found = value_loss(values, batch["old_values"], batch["returns"], total)
+            self.manual_backward(loss + critic_loss)
+            for name, value in {"policy_loss": loss, "value_loss": critic_loss, **found, **critic_found}.items():
+                metrics[name] = metrics.get(name, torch.zeros(())) + value.detach()
+        check_finite(self)
+        assert self.policy is not None
+        assert self.critic is not None
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm)
+        nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
+        optimizer.step()
+        self.log_dict({f"ppo/{name}": value for name, value in metrics.items()})
+
+    # --- sync and logs -----------------------------------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        """Put the merged weights into the engine and check it against the unmerged trainer with a canary."""
+        assert self._engine is not None
+        assert self.policy is not None
+        changed = self._engine.sync(self.policy.merged_weights())
+        prompt = self.renderer.encode(self.renderer.prompt(self.dialect.opening("Which metal is liquid?")).text)
+        canary = self.renderer.encode("<think>\nI search for the liquid metal.\n</think>")
+        engine = torch.tensor(self._engine.score(prompt, canary))
+        gap = float((engine - self._score(prompt, canary)).abs().mean())
+        self.log_dict({"sync/changed_share": changed, "sync/canary_gap": gap, "sync/version": float(self._engine.version)})
+        if gap > self.ppo.canary_tolerance:
+            raise EngineError(
+                f"after sync {self._engine.version} engine and trainer differ by {gap:.3f} nats a token on the canary, over "
+                f"{self.ppo.canary_tolerance}; the weights did not arrive whole"
+            )
+
+    @torch.no_grad()
+    def _score(self, prompt: list[int], ids: list[int]) -> Tensor:
+        assert self.policy is not None
+        whole = torch.tensor([prompt + ids], device=self.device)
+        hidden = self.policy(whole, torch.ones_like(whole))[0, len(prompt) - 1 : -1]
+        return chunked_logprobs(self.policy.head, hidden, whole[0, len(prompt) :])[0].cpu()
+
+    def _log_annotations(self, micro: list[Batch]) -> None:
+        values, returns = (torch.cat([b[name] for b in micro]) for name in ("old_values", "returns"))
+        self.log("ppo/explained_variance", explained_variance(values, returns))
+        for name in ("kl", "engine_gap", "importance"):
+            self.log(f"ppo/{name}", torch.cat([b[name] for b in micro]).mean())
+
+    def _log_episodes(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> None:
+        if not episodes:
+            raise TrainingError("no episode of this update could be trained; check the search tool")
+        self.log("train/reward", sum(rewards) / len(rewards), prog_bar=True)
+        self.log("train/searches", sum(len(e.queries) for e in episodes) / len(episodes))
+        self.log("train/generated_tokens", sum(len(t.ids) for e in episodes for t in e.turns) / len(episodes))
+        for reason in {e.finish for e in episodes}:
+            self.log(f"train/finish_{reason}", sum(e.finish is reason for e in episodes) / len(episodes))
+
+    def on_fit_end(self) -> None:
+        """Write the merged folder."""
+        if self.trainer.is_global_zero and not self.trainer.interrupted and not self.trainer.fast_dev_run:
+            assert self.policy is not None
+            folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
+            export_merged(self.policy, self.tokenizer, self.settings, folder)

@@ -1,0 +1,1 @@
+"""Rewards: episode x question -> float, with its breakdown."""

@@ -1,0 +1,1 @@
+"""Engines x environment -> episodes -> training rows; weights go back into the engine."""

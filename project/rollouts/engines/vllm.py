@@ -1,0 +1,148 @@
+"""vLLM in process: one pump owns the engine and steps it while any request is unfinished (DESIGN §4.13, §7).
+
+The engine shares `torch.distributed` with the trainer: build it on all ranks in `on_fit_start`, never before, and keep it
+until the process ends. Weights come as a folder in shared memory, which vLLM reloads in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from project.errors import EngineError
+from project.rollouts.engines.protocol import Generation, Sampling, preserved_rng
+
+
+class VLLMEngine:
+    """Continuous batching in this process: a finished request resolves at once while the others go on."""
+
+    def __init__(self, model_path: str, context_tokens: int, seed: int = 0) -> None:
+        """Start vLLM on a model folder.
+
+        Args:
+            model_path: folder of a causal LM with its tokenizer.
+            context_tokens: prompt and generation together, at most.
+            seed: of vLLM's own sampling.
+
+        Raises:
+            EngineError: vLLM is not installed.
+        """
+        from project.runtime import prepare_process
+
+        prepare_process()
+        threads = torch.get_num_threads()
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise EngineError(
+                "vLLM is not installed in this environment; run scripts/setup.sh, or choose engine: transformers"
+            ) from error
+        with preserved_rng():
+            self._llm: Any = LLM(
+                model=model_path,
+                max_model_len=context_tokens,
+                enforce_eager=not torch.cuda.is_available(),
+                logprobs_mode="processed_logprobs",
+                enable_prefix_caching=True,
+                seed=seed,
+                disable_log_stats=True,
+            )
+        torch.set_num_threads(threads)
+        self._model_path = Path(model_path)
+        self.version = 0
+        self._ids = itertools.count()
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._pump: asyncio.Task[None] | None = None
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """Queue one request and wait for it."""
+        from vllm import SamplingParams, TokensPrompt
+
+        name = str(next(self._ids))
+        future = self._waiting[name] = asyncio.get_running_loop().create_future()
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=list(sampling.stop_ids),
+            seed=sampling.seed,
+            logprobs=0,
+            detokenize=False,
+        )
+        self._llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt_ids)), parameters)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run())
+        output = (await future).outputs[0]
+        ids = tuple(output.token_ids)
+        logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True))
+        return Generation(ids, logprobs, "stop" if output.finish_reason == "stop" else "length", self.version)
+
+    async def _run(self) -> None:
+        try:
+            while self._llm.llm_engine.has_unfinished_requests():
+                with preserved_rng():
+                    outputs = self._llm.llm_engine.step()
+                for output in outputs:
+                    if output.finished:
+                        self._waiting.pop(output.request_id).set_result(output)
+                await asyncio.sleep(0)
+        except Exception as error:
+            for future in self._waiting.values():
+                future.set_exception(EngineError(f"vLLM failed while generating: {error}"))
+            self._waiting.clear()
+            raise
+
+    def score(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:
+        """Return log p of each of `ids` after `prompt_ids`, from vLLM's prompt log-probabilities."""
+        from vllm import SamplingParams, TokensPrompt
+
+        whole = [*prompt_ids, *ids]
+        parameters = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        with preserved_rng():
+            [output] = self._llm.generate([TokensPrompt(prompt_token_ids=whole)], parameters, use_tqdm=False)
+        steps = output.prompt_logprobs[len(prompt_ids) :]
+        return [step[token].logprob for step, token in zip(steps, ids, strict=True)]
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> float:
+        """Reload full weights, reset the prefix cache, raise the version; return the share of values that changed."""
+        from safetensors.torch import load_file, save_file
+
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
+        shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        folder = Path(tempfile.mkdtemp(dir=shared, prefix="seeker-weights-"))
+        try:
+            changed = _share_changed(state, self._previous(load_file))
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+            for path in self._model_path.glob("*.json"):
+                if not path.name.endswith(".index.json"):
+                    shutil.copy(path, folder)
+            with preserved_rng():
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            self._llm.reset_prefix_cache()
+        finally:
+            shutil.rmtree(folder)
+        self._last = state
+        self.version += 1
+        return changed
+
+    def _previous(self, load: Any) -> dict[str, Tensor]:  # noqa: ANN401 - safetensors' reader
+        if hasattr(self, "_last"):
+            return self._last
+        state: dict[str, Tensor] = {}
+        for path in sorted(self._model_path.glob("*.safetensors")):
+            state.update(load(path))
+        return state
+
+
+def _share_changed(new: dict[str, Tensor], old: dict[str, Tensor]) -> float:
+    changed = sum(int((tensor != old[name]).sum()) for name, tensor in new.items() if name in old)
+    total = sum(tensor.numel() for name, tensor in new.items() if name in old)
+    return changed / max(1, total)

@@ -1,0 +1,94 @@
+"""Runs episodes: engine x environment, all at once, each going on as soon as its own search is done.
+
+Token-in, token-out (DESIGN §4.8): sampled ids are kept; only what the environment adds is tokenised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from project.environment.search import EpisodeLimits, SearchEnvironment, SearchTool
+from project.errors import InputError
+from project.records import Episode, FinishReason, Question, Turn
+from project.rendering import Renderer
+from project.rollouts.engines.protocol import Engine, Sampling
+
+
+@dataclass
+class EpisodeRunner:
+    """What all episodes of a run share."""
+
+    engine: Engine
+    renderer: Renderer
+    tool: SearchTool
+    limits: EpisodeLimits
+    temperature: float = 1.0
+
+    def run(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Episode]:
+        """Run one episode per question and return them in order.
+
+        Args:
+            questions: a question may stand here several times.
+            seeds: one an episode; with the turn's number it keys the sampling noise.
+        """
+
+        async def all_episodes() -> list[Episode]:
+            tasks = (self.episode(question, seed) for question, seed in zip(questions, seeds, strict=True))
+            return list(await asyncio.gather(*tasks))
+
+        return asyncio.run(all_episodes())
+
+    async def episode(self, question: Question, seed: int) -> Episode:
+        """Run one episode to its end."""
+        environment = SearchEnvironment(question, self.renderer.dialect, self.tool, self.limits)
+        prompt = self.renderer.prompt(environment.opening(), self.renderer.dialect.tools)
+        context = self.renderer.encode(prompt.text)
+        if len(context) + 8 > self.limits.context_tokens:
+            raise InputError(
+                f"the prompt of question '{question.id}' has {len(context)} tokens; raise context_tokens above "
+                f"{self.limits.context_tokens}"
+            )
+        new, turns = context, list[Turn]()
+        while True:
+            sampling = self._sampling(len(context), seed * 1009 + len(turns))
+            if sampling.max_tokens < 8:
+                environment.finish = FinishReason.CONTEXT_FULL
+                break
+            generation = await self.engine.generate(context, sampling)
+            ended = generation.finish == "stop"
+            turns.append(Turn(tuple(new), generation.ids, generation.logprobs, generation.version, ended))
+            following = await environment.step(self.renderer.decode(generation.ids))
+            if not ended and environment.finish is not FinishReason.ANSWER:
+                environment.finish = FinishReason.LENGTH
+            if environment.finish is not None:
+                break
+            new = self.renderer.encode(self.renderer.between(following).text)
+            context = [*context, *generation.ids, *new]
+        return _episode(environment, turns)
+
+    def _sampling(self, used: int, seed: int) -> Sampling:
+        room = self.limits.context_tokens - used
+        stop = (self.renderer.end_id,)
+        return Sampling(self.temperature, min(self.limits.turn_tokens, room), stop, seed % (1 << 62))
+
+
+def _episode(environment: SearchEnvironment, turns: Sequence[Turn]) -> Episode:
+    assert environment.finish is not None
+    return Episode(
+        question=environment.question,
+        turns=tuple(turns),
+        messages=tuple(environment.messages),
+        finish=environment.finish,
+        answer=environment.answer,
+        queries=tuple(environment.queries),
+        retrieved=tuple(environment.retrieved),
+        malformed=environment.malformed,
+        error=environment.error,
+    )
+
+
+def without_turns(episode: Episode) -> Episode:
+    """Return the episode without its tokens, for storing."""
+    return replace(episode, turns=())

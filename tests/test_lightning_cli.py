@@ -1,0 +1,82 @@
+"""The trainer verbs: layered configs, errors of one sentence, and checkpoints that never change the config."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytest import CaptureFixture
+from tracking.boring import BoringAgent, BoringData
+
+from project.cli import main
+from project.lightning_cli import run
+from project.tracking.callback import TrackRun
+
+QUIET = ["--trainer.logger", "false", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+BORING = ["--model", BoringAgent.__name__, "--data", BoringData.__name__, *QUIET, "--trainer.max_epochs", "1"]
+
+
+def test_layers_append_callbacks_and_keep_the_checkpoint(tmp_path: Path) -> None:
+    dotted, nested = tmp_path / "dotted.yaml", tmp_path / "nested.yaml"
+    dotted.write_text("trainer.callbacks+:\n  - class_path: LearningRateMonitor\n")
+    nested.write_text("trainer: {callbacks+: [{class_path: RichModelSummary}]}\n")
+    layers = ["--config", str(dotted), "--config", str(nested), "--trainer.logger", "SeekerLogger"]
+    trainer = run(["fit", *BORING, *layers]).trainer
+    kinds = [type(callback) for callback in trainer.callbacks]
+    assert {ModelCheckpoint, LearningRateMonitor, TrackRun} <= set(kinds)
+    assert [type(callback) for callback in trainer.checkpoint_callbacks] == [ModelCheckpoint]
+    assert trainer.checkpoint_callback.save_last
+
+
+def test_a_callbacks_list_cannot_remove_tracking(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("trainer: {callbacks: []}\n")
+    trainer = run(["fit", "--config", str(path), *BORING]).trainer
+    assert any(isinstance(callback, TrackRun) for callback in trainer.callbacks)
+
+
+def test_trap_15_checkpoint_does_not_override_the_command_line(tmp_path: Path) -> None:
+    folder = ["--trainer.default_root_dir", str(tmp_path / "run")]
+    run(["fit", *BORING, *folder, "--model.learning_rate", "0.5"])
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=False)["hyper_parameters"]["learning_rate"] == 0.5
+    resumed = run(["fit", *BORING, *folder, "--model.learning_rate", "0.25", "--ckpt_path", str(checkpoint)])
+    assert resumed.model.learning_rate == 0.25
+    assert resumed.trainer.global_step == 2
+
+
+def test_trap_15_last_without_a_checkpoint_is_an_error(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    words = ["--trainer.default_root_dir", str(tmp_path / "run"), "--ckpt_path", "last"]
+    assert main(["fit", *BORING, *words]) == 2
+    assert "there is no last.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["--config", "{tmp}/unknown.yaml"], "trainer.max_epoch'"),
+        (["--config", "{tmp}/broken.yaml"], "broken.yaml, line 2: not YAML"),
+        (["--model.learning_rat", "1"], "BoringAgent has no option 'learning_rat'"),
+        (["--model.learning_rate", "fast"], "model.learning_rate: 'fast' is not accepted, expected float"),
+        (["--trainer.max_epochs", "many"], "trainer.max_epochs: 'many' is not accepted, expected int"),
+        (["--ckpt_path", "gone.ckpt"], "gone.ckpt does not exist"),
+        (["--model.prompt", "refuse"], "the model folder has no tokenizer"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], message: str, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    (tmp_path / "unknown.yaml").write_text("trainer: {max_epoch: 3}\n")
+    (tmp_path / "broken.yaml").write_text("trainer: [\n")
+    assert main(["fit", *BORING, *[word.replace("{tmp}", str(tmp_path)) for word in words]]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert re.fullmatch(r"seeker: [^\n]+\n", error)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_works(capsys: CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--help"])
+    assert stopped.value.code == 0
+    assert "--trainer.max_epochs" in capsys.readouterr().out
