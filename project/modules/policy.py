@@ -32,7 +32,7 @@ class LoRA:
     """A LoRA adapter (Hu et al. 2021) on all linear layers but the head."""
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
 
 
@@ -169,14 +169,14 @@ def _with_adapter(model: Any, lora: LoRA, new_ids: Sequence[int]) -> Any:  # noq
 
 def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
     """Merge layer by layer without touching the model (PEFT's `merge_adapter` would round the base in place)."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
     base = model.get_base_model()
     done: set[str] = set()
     for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
+        if isinstance(module, Linear):
+            weight: Tensor = module.get_base_layer().weight  # type: ignore[assignment]
             delta = module.get_delta_weight("default").float()
             yield f"{name}.weight", (weight.float() + delta).to(weight.dtype)
             bias = getattr(module.get_base_layer(), "bias", None)

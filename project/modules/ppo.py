@@ -75,6 +75,9 @@ Batch = dict[str, Tensor]
 class PPO(SearchAgent):
     """Trains a search agent by PPO with rollouts from the engine."""
 
+    updates: Tensor
+    """Updates done, int64; a buffer, so that a checkpoint holds it."""
+
     def __init__(
         self,
         model_path: str | None = None,
@@ -135,8 +138,11 @@ class PPO(SearchAgent):
         """One AdamW for both: one optimizer keeps `global_step` equal to the number of its steps (trap 15)."""
         assert self.policy is not None
         assert self.critic is not None
-        policy = [p for p in self.policy.parameters() if p.requires_grad]
-        groups = [{"params": policy}, {"params": list(self.critic.parameters()), "lr": self.critic_learning_rate}]
+        policy: list[nn.Parameter] = [p for p in self.policy.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": policy},
+            {"params": list(self.critic.parameters()), "lr": self.critic_learning_rate},
+        ]
         return torch.optim.AdamW(groups, self.learning_rate, weight_decay=0.0)
 
     def on_fit_start(self) -> None:
@@ -161,7 +167,7 @@ class PPO(SearchAgent):
             self._inner_epoch(micro, epoch)
         trained = time.perf_counter()
         self._sync()
-        self.updates += 1
+        self.updates.add_(1)
         self._log_episodes(episodes, rewards)
         times = {"rollout": rolled - started, "train": trained - rolled, "sync": time.perf_counter() - trained}
         self.log_dict({f"time/{name}_s": seconds for name, seconds in times.items()})
@@ -300,7 +306,7 @@ class PPO(SearchAgent):
 
     def on_fit_end(self) -> None:
         """Write the merged folder."""
-        if self.trainer.is_global_zero and not self.trainer.interrupted and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self.trainer.interrupted:
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
             export_merged(self.policy, self.tokenizer, self.settings, folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from project.datamodules.plan import MicroBatch
@@ -70,7 +71,8 @@ class SFT(LightningModule):
         weight = batch["weights"][:, 1:].sum()
         self.log("train/loss", loss.detach() / weight.clamp_min(1e-8), on_step=True)
         self.log("train/tokens", batch["attention_mask"].sum().float(), on_step=True, reduce_fx="sum")
-        return loss / batch["step_weight"] * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        parts: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return loss * (parts / batch["step_weight"])
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Log the weighted loss and, for each kind, the share of tokens predicted right."""
@@ -101,16 +103,17 @@ class SFT(LightningModule):
         del optimizer
         check_finite(self)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over the run's optimizer steps."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.learning_rate, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.warmup_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_end(self) -> None:
         """Write the merged folder that PPO, evaluation and export start from."""
-        if self.trainer.is_global_zero and not self.trainer.interrupted and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self.trainer.interrupted:
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
             export_merged(self.policy, self.tokenizer, self.settings, folder)
