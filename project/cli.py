@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 
-from project.errors import SeekerError
+from project.errors import InputError, SeekerError
 
 TRAINER_VERBS = {
     "fit": "train a model from --config files",
@@ -75,6 +77,7 @@ def _dispatch(args: list[str]) -> int:
         sys.stdout.write(import_module("project").__version__ + "\n")
         return 0
     if args[0] in TRAINER_VERBS:
+        prepare_process()
         import_module("project.lightning_cli").run(args)
         return 0
     for words in (2, 1):
@@ -86,11 +89,25 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _run_verb(verb: str, args: list[str]) -> int:
-    from jsonargparse import auto_cli
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    from project.parser_errors import one_sentence
 
     module, _, name = VERBS[verb][0].partition(":")
-    function = getattr(import_module(module), name)
-    auto_cli(function, args=_name_runs(verb, args), prog=f"seeker {verb}", as_positional=False)
+    function: Callable[..., None] = getattr(import_module(module), name)
+    has_config = "config" in signature(function).parameters  # its own settings file, not a file of options
+    summary = (function.__doc__ or "").partition("\n")[0]
+    parser = ArgumentParser(prog=f"seeker {verb}", description=summary, exit_on_error=False)
+    if not has_config:
+        parser.add_argument("--config", action="config", help="a YAML file of these options")
+    parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True)
+    try:
+        options = parser.instantiate(parser.parse_args(_name_runs(verb, args)))
+    except ArgumentError as error:
+        raise InputError(f"{one_sentence(str(error))}; `seeker {verb} --help` lists the options") from error
+    function(**{key: value for key, value in options.items() if key != "config" or has_config})
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 import warnings
 from argparse import ArgumentError
@@ -28,6 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from project.errors import InputError, SeekerError
+from project.parser_errors import one_sentence
 from project.tracking.callback import TrackRun
 from project.tracking.logger import SeekerLogger
 from project.tracking.store import project_root, run_folder_id, runs_folder
@@ -47,6 +47,8 @@ HARMLESS = (
     ".*exists and is not empty.*",
     ".*You are using .* with `weights_only=False`.*",
     ".*LeafSpec.*",
+    ".*sync_dist=True.*",
+    ".*module.s. in eval mode at the start of training.*",
 )
 
 
@@ -73,12 +75,12 @@ def run(args: list[str]) -> SeekerCLI:
             parser_kwargs={"prog": "seeker", "exit_on_error": False} | {verb: dict(verb_kwargs) for verb in VERBS},
         )
     except ArgumentError as error:
-        raise InputError(f"{_one_sentence(str(error))}; `seeker {args[0]} --help` lists the keys") from error
+        raise InputError(f"{one_sentence(str(error))}; `seeker {args[0]} --help` lists the keys") from error
     except (ValueError, TypeError, MisconfigurationException) as error:
         cause = _seeker_cause(error)
         if cause is None and not isinstance(error, MisconfigurationException):
             raise
-        raise cause or InputError(_one_sentence(str(error))) from error
+        raise cause or InputError(one_sentence(str(error))) from error
 
 
 class SeekerCLI(LightningCLI):
@@ -198,25 +200,6 @@ def _seeker_cause(error: BaseException | None) -> SeekerError | None:
     while error is not None and not isinstance(error, SeekerError):
         error = error.__cause__
     return error
-
-
-def _one_sentence(message: str) -> str:
-    """Shorten an error of jsonargparse or Lightning to the sentence that names the key, the value and what was expected."""
-    text = re.sub(r"\s+", " ", message).strip().rstrip(".")
-    key = next(iter(re.findall(r'^(?:error: )?(?:Parser key|Validation failed:)?\s*"([\w.+]+)"', text)), "")
-    option = re.search(r"class_path '([\w.]+)'.*?[Oo]ption '([^']+)' is not accepted", text)
-    if option:
-        owner = option[1].rpartition(".")[2]
-        return f"{key}: {owner} has no option '{option[2]}' (--{key}.help={owner} lists them)"
-    value = re.search(r"Given value: (.*)$", text)
-    nested = re.search(r"NestedArg\(key='([\w.]+)', val=(.*)\)$", text)
-    if key and value:
-        key, given = (f"{key}.{nested[1]}", nested[2].strip("'")) if nested else (key, value[1])
-        expected = re.findall(r"Expected an? (?:<class ')?([\w. ]+?)(?:'>|:| -| Expected| Given|$)", text)
-        wanted = " or ".join(dict.fromkeys(e for e in expected if e != "NoneType" and not e.startswith("path but")))
-        wanted = wanted.replace("dot import path string", "the name of a class")
-        return f"{key}: {given[:300]!r} is not accepted" + (f", expected {wanted}" if wanted else "")
-    return re.sub(r"^(?:Parser key|Validation failed:?)\s*", "", text)
 
 
 def _quiet() -> None:

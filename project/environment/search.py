@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from project.dialects import Action, Dialect
-from project.errors import SearchError
+from project.errors import InputError, SearchError
 from project.records import Document, FinishReason, Message, Question
 
 
@@ -45,7 +45,7 @@ class SearchEnvironment:
 
     question: Question
     dialect: Dialect
-    tool: SearchTool
+    tool: SearchTool | None
     limits: EpisodeLimits
     messages: list[Message] = field(default_factory=list)
     finish: FinishReason | None = None
@@ -80,6 +80,8 @@ class SearchEnvironment:
         return following
 
     async def _search(self, action: Action) -> list[Message]:
+        if self.tool is None:
+            raise InputError("this run has no search tool; give model.index or model.retrieval_url, or limits.max_turns 1")
         try:
             found = await self.tool.search(action.queries)
         except SearchError as error:

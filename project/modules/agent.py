@@ -46,7 +46,7 @@ class SearchAgent(LightningModule):
             model_path: folder or hub id; the embedded SmolLM2-135M-Instruct by default.
             settings: dialect and history; those stored in the model folder by default.
             index: folder of `seeker index build`; the run starts a server on it and stops it.
-            retrieval_url: address of a running server, instead of `index`.
+            retrieval_url: address of a running server, instead of `index`; neither is needed where `limits.max_turns` is 1.
             topk: documents a search returns, at most.
             engine: `vllm` in process, or `transformers`.
             limits: what an episode may use, in turns, tokens and characters.
@@ -56,7 +56,7 @@ class SearchAgent(LightningModule):
         super().__init__()
         self.model_path = resolve_model_path(model_path)
         self.settings = settings or AgentSettings.load(Path(self.model_path)) or AgentSettings()
-        if (index is None) == (retrieval_url is None):
+        if (index is None) == (retrieval_url is None) and (limits.max_turns > 1 or index is not None):
             raise InputError("give one of model.index (a folder of seeker index build) and model.retrieval_url")
         self.index, self.retrieval_url, self.topk = index, retrieval_url, topk
         self.engine_name, self.limits, self.reward, self.eval_temperature = engine, limits, reward, eval_temperature
@@ -110,8 +110,7 @@ class SearchAgent(LightningModule):
     def run_episodes(self, questions: list[Question], seeds: list[int], temperature: float) -> list[Episode]:
         """Run one episode per question; a share of failed searches over 10 % stops the run."""
         assert self._engine is not None
-        assert self.retrieval_url is not None
-        tool = SearchClient(self.retrieval_url, self.topk)
+        tool = SearchClient(self.retrieval_url, self.topk) if self.retrieval_url else None
         episodes = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature).run(questions, seeds)
         failed = [e for e in episodes if e.finish.is_environment_failure]
         if len(failed) > 0.1 * len(episodes):
@@ -166,7 +165,7 @@ class SearchAgent(LightningModule):
             summary = estimate([row[name] for row in scores])
             if summary.n:
                 self.log(f"{stage}/{name}", summary.mean, rank_zero_only=True)
-                if stage == "test":
+                if stage == "test" and not name.startswith("finish_"):
                     self.log_dict(
                         {f"test/{name}_low": summary.low, f"test/{name}_high": summary.high, f"test/{name}_n": summary.n}
                     )

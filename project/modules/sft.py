@@ -71,8 +71,9 @@ class SFT(LightningModule):
         weight = batch["weights"][:, 1:].sum()
         self.log("train/loss", loss.detach() / weight.clamp_min(1e-8), on_step=True)
         self.log("train/tokens", batch["attention_mask"].sum().float(), on_step=True, reduce_fx="sum")
-        parts: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return loss * (parts / batch["step_weight"])
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        scale: float = parts / batch["step_weight"]
+        return loss * scale
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Log the weighted loss and, for each kind, the share of tokens predicted right."""

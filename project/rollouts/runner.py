@@ -22,7 +22,8 @@ class EpisodeRunner:
 
     engine: Engine
     renderer: Renderer
-    tool: SearchTool
+    tool: SearchTool | None
+    """None where no episode lasts beyond its first turn."""
     limits: EpisodeLimits
     temperature: float = 1.0
 

@@ -1,0 +1,183 @@
+"""Losses against values worked by hand, against plain float64, and against their definitions on any input."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from project import losses
+from project.losses import (
+    chunked_logprobs,
+    explained_variance,
+    k1_kl,
+    k3_kl,
+    ppo_policy_loss,
+    token_entropy,
+    token_logprobs,
+    value_loss,
+    weighted_cross_entropy,
+)
+
+LOG2 = math.log(2)
+logs = st.lists(st.floats(-8, 0), min_size=1, max_size=12)
+
+
+def test_token_logprobs_by_hand():
+    # softmax([0, ln 3]) = [1/4, 3/4]; at temperature 1/2 the logits double: softmax([0, ln 9]) = [1/10, 9/10].
+    logits = torch.tensor([[0.0, math.log(3)]])
+    label = torch.tensor([1])
+    assert float(token_logprobs(logits, label)) == pytest.approx(math.log(3 / 4))
+    assert float(token_logprobs(logits, label, 0.5)) == pytest.approx(math.log(9 / 10))
+
+
+def test_token_entropy_by_hand():
+    # Four equal logits: ln 4. [1/4, 3/4]: -(1/4 ln 1/4 + 3/4 ln 3/4) = 0.562335.
+    assert float(token_entropy(torch.zeros(1, 4))) == pytest.approx(math.log(4))
+    assert float(token_entropy(torch.tensor([[0.0, math.log(3)]]))) == pytest.approx(0.562335, abs=1e-6)
+
+
+def test_weighted_cross_entropy_by_hand():
+    # CE = 2, 4, 6 with weights 1.5, 0, 2: 3 + 0 + 12 = 15; over the step's total weight 10 (not the micro-batch's 3.5): 1.5.
+    loss = weighted_cross_entropy(torch.tensor([-2.0, -4.0, -6.0]), torch.tensor([1.5, 0.0, 2.0]), 10.0)
+    assert float(loss) == pytest.approx(1.5)
+
+
+def test_trap_02_a_weighted_loss_weighs():
+    logprobs = torch.tensor([-2.0, -4.0], requires_grad=True)
+    weighted_cross_entropy(logprobs, torch.tensor([1.5, 0.5]), 4.0).backward()
+    # d/dlogp of -(w log p)/4 = -w/4.
+    assert logprobs.grad.tolist() == pytest.approx([-0.375, -0.125])
+
+
+@given(st.lists(st.tuples(st.floats(-20, 0), st.floats(0, 3)), min_size=1, max_size=20), st.data())
+def test_weighted_cross_entropy_is_the_same_however_it_is_cut(tokens, data):
+    logprobs, weights = (torch.tensor(column, dtype=torch.float64) for column in zip(*tokens, strict=True))
+    total = weights.sum() + 1
+    cut = data.draw(st.integers(0, len(tokens)))
+    parts = [weighted_cross_entropy(logprobs[s], weights[s], total) for s in (slice(None, cut), slice(cut, None))]
+    assert float(sum(parts)) == pytest.approx(float(weighted_cross_entropy(logprobs, weights, total)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [1, 3, 1024])
+def test_chunked_logprobs_equal_plain_float64_forward_and_backward(monkeypatch, chunk, temperature):
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(6, 11, bias=False)
+    hidden = torch.randn(7, 6, requires_grad=True)
+    labels, upstream = torch.randint(0, 11, (7,)), torch.randn(7)
+    found, best = chunked_logprobs(head, hidden, labels, temperature)
+    (found * upstream).sum().backward()
+
+    weight64 = head.weight.detach().double().requires_grad_()
+    hidden64 = hidden.detach().double().requires_grad_()
+    logits = hidden64 @ weight64.T
+    expected = functional.log_softmax(logits / temperature, -1)[torch.arange(7), labels]
+    (expected * upstream.double()).sum().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(hidden.grad.double(), hidden64.grad, rtol=0, atol=1e-5)
+    torch.testing.assert_close(head.weight.grad.double(), weight64.grad, rtol=0, atol=1e-5)
+    assert torch.equal(best, logits.argmax(-1))
+
+
+def test_chunked_logprobs_never_hold_all_logits(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", 2)
+    seen = []
+
+    def head(hidden):
+        seen.append(len(hidden))
+        return hidden @ torch.ones(3, 4)
+
+    with torch.no_grad():
+        chunked_logprobs(head, torch.zeros(5, 3), torch.zeros(5, dtype=torch.long))
+    assert seen == [2, 2, 1]
+
+
+def test_k1_and_k3_by_hand():
+    # p = 1/2, reference = 1/4: k1 = ln(1/2) - ln(1/4) = ln 2; r = -ln 2: k3 = 1/2 + ln 2 - 1.
+    policy, reference = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
+    assert float(k1_kl(policy, reference)) == pytest.approx(LOG2)
+    assert float(k3_kl(policy, reference)) == pytest.approx(0.5 + LOG2 - 1)
+
+
+@given(logs, st.data())
+def test_k3_is_never_negative_and_both_are_zero_for_equal_models(policy, data):
+    reference = data.draw(st.lists(st.floats(-8, 0), min_size=len(policy), max_size=len(policy)))
+    p, r = torch.tensor(policy, dtype=torch.float64), torch.tensor(reference, dtype=torch.float64)
+    assert (k3_kl(p, r) >= -1e-12).all()
+    assert not k1_kl(p, p).any()
+    assert not k3_kl(p, p).any()
+
+
+@given(st.lists(st.floats(0.05, 1), min_size=2, max_size=6), st.data())
+def test_k1_and_k3_are_unbiased(first, data):
+    # The mean under p of either estimate is KL(p || q) = sum p ln(p / q).
+    second = data.draw(st.lists(st.floats(0.05, 1), min_size=len(first), max_size=len(first)))
+    p, q = (torch.tensor(x, dtype=torch.float64) / sum(x) for x in (first, second))
+    exact = float((p * (p / q).log()).sum())
+    assert float((p * k1_kl(p.log(), q.log())).sum()) == pytest.approx(exact, abs=1e-9)
+    assert float((p * k3_kl(p.log(), q.log())).sum()) == pytest.approx(exact, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "surrogate", "gradient"),
+    [
+        # min(rA, clip(r, 0.8, 1.2)A); d/dlogp of rA is rA where the unclipped term is the smaller one, else 0.
+        (1.0, 2.0, 2.0, 2.0),
+        (1.5, 2.0, 2.4, 0.0),  # 1.2 * 2: a good action is not pushed beyond the clip
+        (0.5, 2.0, 1.0, 1.0),  # min(1.0, 1.6): pulled back up
+        (1.5, -2.0, -3.0, -3.0),  # min(-3.0, -2.4): pushed back down
+        (0.5, -2.0, -1.6, 0.0),  # min(-1.0, -1.6): a bad action is not pushed beyond the clip
+    ],
+)
+def test_ppo_clip_cases(ratio, advantage, surrogate, gradient):
+    old = torch.tensor([-2.0])
+    new = (old + math.log(ratio)).requires_grad_()
+    loss, metrics = ppo_policy_loss(new, old, torch.tensor([advantage]), 4, 0.2)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(-surrogate / 4)
+    assert float(new.grad) == pytest.approx(-gradient / 4)
+    assert float(metrics["clip_fraction"]) == (0.25 if abs(ratio - 1) > 0.2 else 0)
+    assert float(metrics["ratio"]) == pytest.approx(ratio / 4)
+
+
+def test_ppo_importance_weighs_each_token():
+    # r = 1, A = 2 and -1, importance 0.5 and 2: -(0.5 * 2 + 2 * -1) / 2 = 0.5.
+    old = torch.zeros(2)
+    loss, _ = ppo_policy_loss(old, old, torch.tensor([2.0, -1.0]), 2, importance_N=torch.tensor([0.5, 2.0]))
+    assert float(loss) == pytest.approx(0.5)
+
+
+@given(logs, st.data())
+def test_ppo_at_the_start_of_an_update(logprobs, data):
+    advantages = data.draw(st.lists(st.floats(-3, 3), min_size=len(logprobs), max_size=len(logprobs)))
+    new = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
+    a = torch.tensor(advantages, dtype=torch.float64)
+    loss, metrics = ppo_policy_loss(new, new.detach(), a, len(a))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(-float(a.mean()))  # every ratio is 1
+    torch.testing.assert_close(new.grad, -a / len(a))  # the plain policy gradient
+    assert (float(metrics["ratio"]), float(metrics["clip_fraction"]), float(metrics["approx_kl"])) == (1, 0, 0)
+
+
+def test_value_loss_by_hand():
+    # old 0, clip 0.2. value 1, return 1: clipped to 0.2, max(0, 0.8^2) = 0.64. value 0.1, return 1: 0.9^2 = 0.81.
+    # value -1, return 1: max(2^2, 1.2^2) = 4. Half the sum over 3: 0.5 * 5.45 / 3.
+    values = torch.tensor([1.0, 0.1, -1.0], requires_grad=True)
+    loss, metrics = value_loss(values, torch.zeros(3), torch.ones(3), 3)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.5 * 5.45 / 3)
+    # No gradient where the clipped error is the larger; else (v - R) / 3.
+    assert values.grad.tolist() == pytest.approx([0, -0.9 / 3, -2 / 3])
+    assert float(metrics["value_clip_fraction"]) == pytest.approx(2 / 3)
+
+
+def test_explained_variance_by_hand():
+    returns = torch.tensor([0.0, 2.0])  # variance 1
+    assert float(explained_variance(returns, returns)) == 1
+    assert float(explained_variance(torch.tensor([5.0, 5.0]), returns)) == 0
+    assert float(explained_variance(torch.tensor([2.0, 0.0]), returns)) == -3  # errors -2, 2: 1 - 4 / 1
+    assert float(explained_variance(torch.tensor([0.0, 3.0]), torch.ones(2))) == 0  # returns do not vary
