@@ -15,6 +15,7 @@ from importlib import import_module
 from inspect import signature
 
 from project.errors import InputError, SeekerError
+from project.runtime import prepare_process
 
 TRAINER_VERBS = {
     "fit": "train a model from --config files",

@@ -32,7 +32,8 @@ RESERVED = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", SEARCH_TOKEN, ANSWER_TOKEN,
 )  # fmt: skip
 """What no query, thought, answer or passage may hold literally."""
-_RESERVED = re.compile("|".join(map(re.escape, RESERVED)))
+_RESERVED = re.compile("|".join(map(re.escape, RESERVED)) + r"|<\|\w+\|>")
+"""And what control tokens look like (`<|im_start|>`, `<|endoftext|>`): a passage must not end a turn and open another."""
 
 _KINDS = {
     "think": SpanKind.THINK,
@@ -40,10 +41,11 @@ _KINDS = {
     "tool_call": SpanKind.SEARCH,
     "answer": SpanKind.ANSWER,
     "summary": SpanKind.SUMMARY,
+    "information": SpanKind.RESULT,
+    "tool_response": SpanKind.RESULT,
 }
-_BLOCK = re.compile(
-    r"<(?P<tag>think|search|answer|summary|tool_call)>.*?(?:</(?P=tag)>|$)|(?P<decision><\|SEARCH\|>|<\|ANSWER\|>)", re.DOTALL
-)
+"""Results inside an agent's own message (a log in one text, or invented by the model) are results: never trained."""
+_BLOCK = re.compile(rf"<(?P<tag>{'|'.join(_KINDS)})>.*?(?:</(?P=tag)>|$)|(?P<decision><\|SEARCH\|>|<\|ANSWER\|>)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,11 @@ def _between(tag: str, text: str) -> list[str]:
 def _one(tag: str, text: str) -> str | None:
     found = _between(tag, text)
     return found[-1] if found else None
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether text can be sent anywhere: JSON may escape half a surrogate pair, which UTF-8 cannot hold."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 class Dialect(ABC):
@@ -257,9 +264,9 @@ class ToolsDialect(Dialect):
             try:
                 parsed = json.loads(call)
                 query = parsed["arguments"]["query"] if parsed["name"] == "search" else None
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):  # no JSON, too deep, or a number of 5,000 digits
                 query = None
-            if not isinstance(query, str) or not query.strip():
+            if not isinstance(query, str) or not query.strip() or not _is_unicode(query):
                 return Action(thought)
             queries.append(query.strip())
         answer = None if queries else _one("answer", outside)

@@ -10,10 +10,12 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -34,7 +36,10 @@ class Record(Protocol):
 R = TypeVar("R")
 PARQUET_JSON_COLUMNS = ("extra_info", "messages", "tools", "steps", "context", "target")
 """Columns that Parquet holds as JSON strings: an empty object cannot be a struct, and Arrow merges the keys of different
-objects and fills the absent ones with nulls."""
+objects and fills the absent ones with nulls. So are other columns that hold objects in the first row group."""
+_FOOTER_KEY = "seeker"
+"""Footer entry of our own Parquet files: `json`, the columns held as JSON; `absent`, the rows (from 0) that lack a column."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 ROW_GROUP_BYTES = 8_000_000
 
 
@@ -103,7 +108,7 @@ def write_rows(path: Path | str, rows: Iterable[Row]) -> int:
     count = 0
     with atomic_path(path) as partial, _open_text(partial, "wt", gzipped=path.suffix == ".gz") as out:
         for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.write(_dumps(row) + "\n")
             count += 1
     return count
 
@@ -143,6 +148,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: JSON that cannot be read ({error})") from error
             yield number, _an_object(path, number, row)
 
 
@@ -152,6 +159,8 @@ def _read_json(path: Path) -> Iterator[tuple[int, Row]]:
             rows = json.load(stream)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+        except RecursionError as error:
+            raise InputError(f"{path} holds JSON that cannot be read ({error})") from error
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
         yield number, _an_object(path, number, row)
 
@@ -168,65 +177,145 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
     number = 0
     try:
         file = pq.ParquetFile(path)
+        footer = json.loads((file.metadata.metadata or {}).get(_FOOTER_KEY.encode()) or "null")
+        with file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield number + 1, _from_foreign(row) if footer is None else _from_ours(row, number, footer)
+                    number += 1
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a Parquet file: {error}") from error
-    with file:
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, _from_parquet(row)
+        raise InputError(f"{path} is not a Parquet file, or is damaged after row {number}: {error}") from error
 
 
-def _from_parquet(row: Row) -> Row:
+def _from_ours(row: Row, number: int, footer: Row) -> Row:
+    """Decode the JSON columns of a file that we wrote, and drop the columns that its row did not have."""
+    decoded = {k: json.loads(v) if v is not None and k in footer["json"] else v for k, v in row.items()}
+    return {k: v for k, v in decoded.items() if v is not None or not _holds(footer["absent"].get(k, ()), number)}
+
+
+def _holds(rows: list[int] | bool | tuple[()], number: int) -> bool:
+    """Return whether a sorted list holds a number; True stands for every number."""
+    if isinstance(rows, bool):
+        return rows
+    place = bisect_left(rows, number)
+    return place < len(rows) and rows[place] == number
+
+
+def _from_foreign(row: Row) -> Row:
+    """Decode JSON strings in the columns that may hold them, and drop the nulls with which Arrow fills objects' keys.
+
+    Where the file says nothing, a null in an object cannot be told from one that was added; in a list it is genuine.
+    """
     for name in PARQUET_JSON_COLUMNS:
-        if isinstance(row.get(name), str):
-            row[name] = json.loads(row[name])
+        value = row.get(name)
+        if isinstance(value, str) and value[:1] in ("{", "["):
+            with suppress(ValueError):
+                row[name] = json.loads(value)
+        else:
+            row[name] = _without_nulls(value)
+            if value is None:
+                del row[name]
     return row
 
 
-def _parquet_schema(rows: list[Row]) -> pa.Schema:
+def _without_nulls(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def _dumps(value: Any) -> str:  # noqa: ANN401 - any JSON
+    """Return JSON with readable characters, or escaped where half a surrogate pair cannot be written as UTF-8."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if _SURROGATE.search(text) else text
+
+
+def _parquet_schema(rows: list[Row], json_columns: Collection[str]) -> pa.Schema:
     """Return the schema of the first rows; a column that is all nulls or empty lists there gets the type it has later."""
     import pyarrow as pa
 
     later = {"correct": pa.bool_(), "needs_search": pa.bool_()}
-    schema = pa.Table.from_pylist(rows).schema
-    for number, column in enumerate(schema):
-        if pa.types.is_null(column.type):
-            schema = schema.set(number, column.with_type(later.get(column.name, pa.string())))
-        elif pa.types.is_list(column.type) and pa.types.is_null(column.type.value_type):
-            schema = schema.set(number, column.with_type(pa.list_(pa.string())))
+    schema = pa.schema([])
+    for name in dict.fromkeys(name for row in rows for name in row):
+        kind: pa.DataType = pa.string() if name in json_columns else pa.array([row.get(name) for row in rows]).type
+        if pa.types.is_null(kind):
+            kind = later.get(name, pa.string())
+        elif pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
+            kind = pa.list_(pa.string())
+        schema = schema.append(pa.field(name, kind))
     return schema
 
 
+def _holds_objects(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value))
+
+
+class _LateColumn(ValueError):
+    """A row has a column that no row of the first row group had."""
+
+
+class _AbsentColumns:
+    """Which rows lack which columns: Arrow gives them nulls there, which reading must tell from genuine ones."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[int]] = {}
+        self.genuine: set[str] = set()
+        """Columns in which a row holds a null of its own."""
+
+    def note(self, row: Row, number: int, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in row:
+                self.rows.setdefault(name, []).append(number)
+            elif row[name] is None:
+                self.genuine.add(name)
+
+    def to_footer(self) -> dict[str, list[int] | bool]:
+        """Return the rows of each column; True where every null of the column was added."""
+        return {name: rows if name in self.genuine else True for name, rows in self.rows.items()}
+
+
 def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
-    """Write row groups bounded by bytes; the schema is that of the first group."""
+    """Write row groups bounded by bytes; the schema is that of the first group, and a later row must fit it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     count, size = 0, 0
     buffer: list[Row] = []
+    json_columns = set(PARQUET_JSON_COLUMNS)
+    absent = _AbsentColumns()
     schema: pa.Schema | None = None
     writer: pq.ParquetWriter | None = None
     with atomic_path(path) as partial:
 
         def flush() -> None:
             nonlocal writer, schema, size
-            schema = schema or _parquet_schema(buffer)
-            table = pa.Table.from_pylist(buffer, schema=schema)
-            writer = writer or pq.ParquetWriter(partial, table.schema)
+            if schema is None:
+                json_columns.update(k for row in buffer for k, v in row.items() if _holds_objects(v))
+                schema = _parquet_schema(buffer, json_columns)
+            stored = [{k: _dumps(v) if k in json_columns else v for k, v in row.items()} for row in buffer]
+            table = pa.Table.from_pylist(stored, schema=schema)
+            writer = writer or pq.ParquetWriter(partial, schema)
             writer.write_table(table)
+            for number, row in enumerate(buffer, count - len(buffer)):
+                if late := row.keys() - set(schema.names):
+                    raise _LateColumn(f"row {number + 1} is the first with the columns {sorted(late)}")
+                absent.note(row, number, schema.names)
             buffer.clear()
             size = 0
 
-        for row in rows:
-            stored = {k: json.dumps(v, ensure_ascii=False) if k in PARQUET_JSON_COLUMNS else v for k, v in row.items()}
-            buffer.append(stored)
-            size += sum(len(v) for v in stored.values() if isinstance(v, str)) + 64
-            count += 1
-            if size >= ROW_GROUP_BYTES:
+        try:
+            for row in rows:
+                buffer.append(row)
+                size += len(_dumps(row))
+                count += 1
+                if size >= ROW_GROUP_BYTES:
+                    flush()
+            if buffer or writer is None:
                 flush()
-        if buffer or writer is None:
-            flush()
-        if writer:
+            assert writer is not None
+            footer = {"json": sorted(json_columns), "absent": absent.to_footer()}
+            writer.add_key_value_metadata({_FOOTER_KEY: json.dumps(footer)})
             writer.close()
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, _LateColumn) as error:
+            raise InputError(f"{path} cannot hold rows of different columns or types ({error}); write .jsonl") from error
     return count

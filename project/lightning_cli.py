@@ -47,6 +47,8 @@ HARMLESS = (
     ".*exists and is not empty.*",
     ".*You are using .* with `weights_only=False`.*",
     ".*LeafSpec.*",
+    ".*Total length of `list` across ranks is zero.*",
+    ".*You have overridden `transfer_batch_to_device`.*",
     ".*sync_dist=True.*",
     ".*module.s. in eval mode at the start of training.*",
 )
@@ -118,6 +120,14 @@ class SeekerCLI(LightningCLI):
             if isinstance(logger, SeekerLogger):
                 logger.name_run(folder.name)
                 self._connect(logger, checkpoint, folder)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and give back what the module started (a server) even if it fails: Lightning tears down only what succeeds."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            self.model.teardown(subcommand)
+            raise
 
     def _connect(self, logger: SeekerLogger, checkpoint: Path | None, folder: Path) -> None:
         """Resumed in its own folder a training goes on in its run; any other use of a checkpoint makes its run the parent."""
@@ -203,7 +213,12 @@ def _seeker_cause(error: BaseException | None) -> SeekerError | None:
 
 
 def _quiet() -> None:
-    """Keep Lightning's banners and the warnings that need no action off the terminal."""
+    """Keep banners, bars of a second and the warnings that need no action off the terminal."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("bitsandbytes", "lightning.pytorch.loggers.mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)

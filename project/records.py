@@ -10,6 +10,7 @@ Reading files, and saying which file and line was wrong, is `files.py`. Nothing 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -63,6 +64,9 @@ class FinishReason(StrEnum):
 
 
 def _require(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:  # noqa: ANN401 - the caller names the type
+    if not isinstance(row, Mapping):
+        msg = f"{row!r:.60} is {type(row).__name__}, expected an object with the field '{name}'"
+        raise ValueError(msg)
     if name not in row or row[name] is None:
         msg = f"field '{name}' is missing"
         raise ValueError(msg)
@@ -81,11 +85,35 @@ def _strings(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
+def _parsed(text: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        msg = f"field '{name}' is a string that is not JSON ({error}): {text!r:.60}"
+        raise ValueError(msg) from error
+
+
+def _maybe_bool(row: Mapping[str, Any], name: str) -> bool | None:
+    value = row.get(name)
+    if value is not None and not isinstance(value, bool):
+        msg = f"field '{name}' is {value!r}, expected true, false or null"
+        raise ValueError(msg)
+    return value
+
+
+def _list(row: Mapping[str, Any], name: str) -> list[Any]:
+    value = row.get(name)
+    if value is not None and not isinstance(value, list):
+        msg = f"field '{name}' is {type(value).__name__}, expected a list"
+        raise ValueError(msg)
+    return value or []
+
+
 def _object(row: Mapping[str, Any], name: str) -> Row:
     """Read an object that Parquet holds as a JSON string."""
     value = row.get(name)
     if isinstance(value, str):
-        value = json.loads(value) if value else {}
+        value = _parsed(value, name) if value else {}
     if value is not None and not isinstance(value, dict):
         msg = f"field '{name}' is {type(value).__name__}, expected an object"
         raise ValueError(msg)
@@ -115,7 +143,9 @@ class Passage:
         ident = str(_require(row, "id", (str, int)))
         if "text" not in row and isinstance(row.get("contents"), str):
             head, _, text = row["contents"].partition("\n")
-            return cls(ident, head.strip().strip('"'), text)
+            head = head.strip()
+            quoted = len(head) > 1 and head[0] == head[-1] == '"'
+            return cls(ident, head[1:-1] if quoted else head, text)
         title, text = str(row.get("title") or ""), _require(row, "text", str)
         return cls(ident, title, text, str(row.get("source") or ""), int(row.get("start") or 0), int(row.get("end") or 0))
 
@@ -145,13 +175,16 @@ class Question:
     @classmethod
     def from_row(cls, row: Row) -> Question:
         """Read a question row; only `id`, `question` and `answers` (or `golden_answers`) are required."""
-        answers = _strings(row, "answers" if "answers" in row else "golden_answers")
+        names = ("answers", "golden_answers")
+        name = next((n for n in names if row.get(n) is not None), "answers")
+        _require(row, name, (list, tuple))  # a row without it would be scored as one that the corpus cannot answer
+        answers = _strings(row, name)
         return cls(
             id=str(_require(row, "id", (str, int))),
             question=_require(row, "question", str),
             answers=answers,
             evidence=_strings(row, "evidence"),
-            needs_search=row.get("needs_search"),
+            needs_search=_maybe_bool(row, "needs_search"),
             kind=str(row.get("kind") or ""),
             group=str(row.get("group") or ""),
             extra_info=_object(row, "extra_info"),
@@ -176,7 +209,7 @@ class ToolCall:
         function = _require(row, "function", dict)
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            arguments = json.loads(arguments)
+            arguments = _parsed(arguments, "function.arguments")
         if not isinstance(arguments, dict):
             msg = f"field 'function.arguments' is {type(arguments).__name__}, expected an object or its JSON"
             raise ValueError(msg)
@@ -209,13 +242,20 @@ class Message:
         if role not in ("system", "user", "assistant", "tool"):
             msg = f"field 'role' is '{role}', expected system, user, assistant or tool"
             raise ValueError(msg)
-        calls = tuple(ToolCall.from_row(call) for call in row.get("tool_calls") or [])
+        calls = tuple(ToolCall.from_row(call) for call in _list(row, "tool_calls"))
         content = row.get("content")
+        if content is not None and not isinstance(content, str):
+            msg = f"field 'content' of the {role} message is {type(content).__name__}, expected a string"
+            raise ValueError(msg)
         if content is None and not calls:
             msg = f"field 'content' of the {role} message is missing"
             raise ValueError(msg)
         weight = row.get("weight")
-        return cls(role, content or "", calls, row.get("tool_call_id") or "", 1.0 if weight is None else float(weight))
+        weight = 1.0 if weight is None else weight
+        if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            msg = f"field 'weight' of the {role} message is {weight!r}, expected a finite number from 0"
+            raise ValueError(msg)
+        return cls(role, content or "", calls, str(row.get("tool_call_id") or ""), float(weight))
 
     def to_row(self) -> Row:
         """Return the message without the keys that hold nothing."""
@@ -258,8 +298,12 @@ class Conversation:
             except ValueError as error:
                 text = f"messages[{number}]: {error}"
                 raise ValueError(text) from error
-        tools = row.get("tools") or []
-        tools = json.loads(tools) if isinstance(tools, str) else tools
+        tools = _parsed(row["tools"] or "[]", "tools") if isinstance(row.get("tools"), str) else row.get("tools")
+        tools = _list({"tools": tools}, "tools")
+        for number, tool in enumerate(tools):
+            if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict) or not tool["function"].get("name"):
+                text = f"tools[{number}]: {tool!r:.60} is not {{'type': 'function', 'function': {{'name': …}}}}"
+                raise ValueError(text)
         return cls(
             id=str(_require(row, "id", (str, int))),
             messages=tuple(messages),
@@ -359,7 +403,7 @@ class Trace:
             question=_require(row, "question", str),
             answers=_strings(row, "answers"),
             steps=tuple(Step.from_row(step) for step in _require(row, "steps", list)),
-            correct=row.get("correct"),
+            correct=_maybe_bool(row, "correct"),
             source=str(row.get("source") or ""),
         )
 
@@ -410,7 +454,9 @@ class Episode:
 
     def to_conversation(self, tools: Sequence[Row] = ()) -> Conversation:
         """Return the episode as a conversation, for people and for training."""
-        info = {"finish_reason": str(self.finish), "prediction": self.answer}
+        info: Row = {"finish_reason": str(self.finish), "prediction": self.answer}
+        if self.error:
+            info["error"] = self.error
         q = self.question
         return Conversation(q.id, self.messages, tuple(tools), q.question, q.answers, q.group, info)
 

@@ -10,11 +10,14 @@ Weights follow DESIGN §4.3; a token that straddles two spans takes the larger w
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from jinja2 import TemplateError
 
 from project.dialects import DECISION_TOKENS, Dialect, assistant_spans, is_result
 from project.errors import InputError, RenderingError
@@ -104,6 +107,9 @@ class Renderer:
         if not found or cut < 0:
             raise RenderingError(f"the chat template hides the assistant's message {message.content[:60]!r}")
         text = body[:cut]
+        for call in message.tool_calls:
+            if missing := [value for value in (call.name, *_leaves(call.arguments)) if not _carries(text, value)]:
+                raise RenderingError(f"the chat template drops {missing[0]!r} from a tool call; set Seeker's template")
         spans = assistant_spans(text)
         end = cut + len(self.end_text)
         return Piece(body[:end], [*spans, (cut, end, SpanKind.END)], message.weight)
@@ -139,13 +145,16 @@ class Renderer:
         self._check_content(conversation)
         if self.history == "append":
             pieces = self.chain(conversation)
-            self._check_carried(conversation, "".join(piece.text for piece in pieces))
+            self._check_carried(conversation, pieces)
             return [self._tokenise(conversation.id, pieces)]
         samples = []
         for index, message in enumerate(conversation.messages):
             if message.role == "assistant" and message.weight > 0:
-                prompt = self.prompt(conversation.messages[:index], conversation.tools)
-                samples.append(self._tokenise(f"{conversation.id}#{index}", [prompt, self.turn(message)]))
+                pieces = [self.prompt(conversation.messages[:index], conversation.tools), self.turn(message)]
+                self._check_tools(conversation, pieces[0].text)
+                samples.append(self._tokenise(f"{conversation.id}#{index}", pieces))
+        if not samples:
+            raise RenderingError(f"conversation '{conversation.id}' has no assistant message of weight above 0 to train")
         return samples
 
     def encode(self, text: str) -> list[int]:
@@ -166,9 +175,12 @@ class Renderer:
                 calls = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
                 row["tool_calls"] = [{"type": "function", "function": call} for call in calls]
             rows.append(row)
-        return str(
-            self.tokenizer.apply_chat_template(rows, tools=list(tools) or None, tokenize=False, add_generation_prompt=generate)
-        )
+        options = {"tools": list(tools) or None, "tokenize": False, "add_generation_prompt": generate}
+        try:
+            return str(self.tokenizer.apply_chat_template(rows, **options))
+        except (TemplateError, ValueError, IndexError) as error:
+            roles = ", ".join(message.role for message in messages)
+            raise RenderingError(f"the chat template refuses messages of the roles [{roles}]: {error}") from error
 
     def _probe_rewriting(self) -> bool:
         probe = Conversation(
@@ -183,6 +195,10 @@ class Renderer:
         spans: list[Span] = []
         position = 0
         for message in messages:
+            if message.role == "assistant":
+                spans += self._past_turn(text, position)
+                position = spans[-1][1]
+                continue
             content = message.content.strip()
             start = text.find(content, position)
             if start < 0:
@@ -193,23 +209,38 @@ class Renderer:
         spans.append((position, len(text), SpanKind.HEADER))
         return [span for span in spans if span[0] < span[1]]
 
+    def _past_turn(self, text: str, position: int) -> list[Span]:
+        """Return the header, blocks and end of an assistant's turn that the template wrote, perhaps without its thought."""
+        header = text.find(self._header, position)
+        start = header + len(self._header)
+        end = text.find(self.end_text, start)
+        if header < 0 or end < 0:
+            raise RenderingError("the chat template drops an assistant message; set Seeker's template")
+        blocks = [(start + a, start + b, kind) for a, b, kind in assistant_spans(text[start:end])]
+        return [(position, start, SpanKind.HEADER), *blocks, (end, end + len(self.end_text), SpanKind.END)]
+
     def _check_content(self, conversation: Conversation) -> None:
         if not conversation.assistant_turns:
             raise RenderingError(f"conversation '{conversation.id}' has no assistant message to train")
         for message in conversation.messages:
+            held = "\n".join([message.content, *(s for call in message.tool_calls for s in _leaves(call.arguments))])
             for token in self._control:
-                if token in message.content:
+                if token in held:
                     raise RenderingError(f"conversation '{conversation.id}' holds the control token {token} in a message")
 
-    def _check_carried(self, conversation: Conversation, text: str) -> None:
-        """Refuse a rendering that lacks a tool schema or call, or differs from the template's own."""
-        for tool in conversation.tools:
-            if f'"{tool["function"]["name"]}"' not in text:
-                raise RenderingError(f"the chat template drops the tools of '{conversation.id}'; set Seeker's template")
-        for call in (call for message in conversation.messages for call in message.tool_calls):
-            missing = [v for v in call.arguments.values() if isinstance(v, str) and not _carries(text, v)]
-            if missing:
-                raise RenderingError(f"the chat template drops the tool call {missing[0]!r} of '{conversation.id}'")
+    def _check_tools(self, conversation: Conversation, prompt: str) -> None:
+        """Refuse a prompt that lacks a tool's name or one of its parameters."""
+        for function in (tool["function"] for tool in conversation.tools):
+            names = (function["name"], *(function.get("parameters") or {}).get("properties", {}))
+            if missing := [name for name in names if not _carries(prompt, name)]:
+                raise RenderingError(
+                    f"the chat template drops {missing[0]!r} from the tools of '{conversation.id}'; set Seeker's template"
+                )
+
+    def _check_carried(self, conversation: Conversation, pieces: Sequence[Piece]) -> None:
+        """Refuse a rendering that lacks a tool schema, or differs from the template's own."""
+        self._check_tools(conversation, pieces[0].text)
+        text = "".join(piece.text for piece in pieces)
         if not self.rewrites_history and not self._template(conversation.messages, conversation.tools).startswith(text):
             raise RenderingError(f"conversation '{conversation.id}' renders differently turn by turn and as a whole")
 
@@ -226,7 +257,11 @@ class Renderer:
                 weights.append(self.weights.get(kind, 0.0) * piece.weight)
             offset += len(piece.text)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        owners = [_owner(starts, weights, a, b) for a, b in encoded["offset_mapping"]]
+        owners = []
+        covered = 0
+        for start, end in encoded["offset_mapping"]:  # byte-level offsets may leave out a token's leading space
+            owners.append(_owner(starts, weights, min(start, covered), end))
+            covered = max(covered, end)
         sample = Sample(name, list(encoded["input_ids"]), [kinds[o] for o in owners], [weights[o] for o in owners])
         trained = sum(w > 0 for w in sample.weights)
         if trained in (0, len(sample.ids)):
@@ -241,9 +276,15 @@ def _owner(starts: list[int], weights: list[float], start: int, end: int) -> int
     return max(range(first, last + 1), key=lambda span: weights[span])
 
 
-def _carries(text: str, value: str) -> bool:
-    import json
+def _leaves(value: Any) -> list[str]:  # noqa: ANN401 - any JSON
+    """Return the strings that JSON holds, at any depth."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [leaf for part in inner for leaf in _leaves(part)]
 
+
+def _carries(text: str, value: str) -> bool:
     return value in text or json.dumps(value)[1:-1] in text or json.dumps(value, ensure_ascii=False)[1:-1] in text
 
 
@@ -259,7 +300,10 @@ def carries_tools(tokenizer: Any) -> bool:  # noqa: ANN401 - any tokenizer of tr
     ]
     schema = {"name": "probetool", "description": "PROBESCHEMA", "parameters": {"type": "object", "properties": {}}}
     tools = [{"type": "function", "function": schema}]
-    text = str(tokenizer.apply_chat_template(rows, tools=tools, tokenize=False))
+    try:
+        text = str(tokenizer.apply_chat_template(rows, tools=tools, tokenize=False))
+    except TemplateError:  # some templates refuse the role `tool`
+        return False
     return all(word in text for word in ("PROBEQUERY", "PROBETHOUGHT", "PROBERESULT", "PROBESCHEMA"))
 
 

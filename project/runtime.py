@@ -1,17 +1,13 @@
 """What a process must set before torch is loaded, for speed on a shared CPU.
 
 Measured here on 2 cores (SmolLM2-135M LoRA step of 4x300 tokens): with one busy process beside it, OpenMP's spinning
-barrier took over 25 s a step; with `OMP_WAIT_POLICY=PASSIVE` 2.9 s. Keeping freed memory (mallopt) spares page faults.
+barrier took over 25 s a step; with `OMP_WAIT_POLICY=PASSIVE` 2.9 s.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEEP_BYTES = 1 << 30
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
@@ -25,10 +21,6 @@ _ENVIRONMENT = {
 
 
 def prepare_process() -> None:
-    """Set the environment where the user has not, and keep freed memory. Call before torch or vllm is imported."""
+    """Set the environment where the user has not. Call before torch or vllm is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ SPECIALS = ("<|im_start|>", "<|im_end|>")
 VOCAB_SIZE = 256 + len(SPECIALS)
 
 
-def byte_tokenizer(chat_template: str | None = None) -> Any:
+def byte_tokenizer(chat_template: str | None = None, merges: Sequence[tuple[str, str]] = ()) -> Any:
     """Return a `PreTrainedTokenizerFast` with one token per UTF-8 byte (its id is the byte), then the two specials.
 
     `<|im_start|>` is 256, `<|im_end|>` 257: end of sequence and padding. Without `chat_template` it has none, so that
-    `prepare_tokenizer` sets Seeker's.
+    `prepare_tokenizer` sets Seeker's. Each pair of ASCII strings in `merges` becomes one more token (from 258 on), with
+    GPT-2's letter for a newline: `("Ċ", "<")`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -22,7 +24,9 @@ def byte_tokenizer(chat_template: str | None = None) -> Any:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     vocab = {chr(byte if byte in printable else 256 + others.index(byte)): byte for byte in range(256)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    vocab |= {token: 256 + i for i, token in enumerate(SPECIALS)}
+    vocab |= {"".join(pair): VOCAB_SIZE + i for i, pair in enumerate(merges)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=list(merges)))
     tokenizer.add_special_tokens(list(SPECIALS))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

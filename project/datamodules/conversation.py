@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning import LightningDataModule
 
-from project.datamodules.plan import PlannedLoader
+from project.datamodules.plan import PlannedLoader, groups_of
 from project.errors import InputError
 from project.files import read_records
 from project.records import Conversation
@@ -47,6 +47,8 @@ class ConversationDataModule(LightningDataModule):
         self.weights: Mapping[str, float] = {**DEFAULT_WEIGHTS, **(weights or {})}
         self.dropped: dict[str, int] = {}
         self._samples: dict[str, list[Sample]] = {}
+        self._train_loader: PlannedLoader | None = None
+        self._resume_at: dict[str, int] = {}
 
     def setup(self, stage: str) -> None:
         """Read, check that no group is shared, and render with the renderer of the trainer's module."""
@@ -87,12 +89,26 @@ class ConversationDataModule(LightningDataModule):
                 f"batch_samples={self.batch_samples} is no multiple of accumulate_grad_batches x ranks = {accumulate * world}"
             )
         samples = self._samples["train"]
-        return PlannedLoader(samples, self._pad_id, self.batch_samples, accumulate, self.seed, rank, world)
+        loader = PlannedLoader(samples, self._pad_id, self.batch_samples, accumulate, self.seed, rank, world)
+        if self._resume_at:
+            loader.load_state_dict(self._resume_at)
+        self._train_loader, self._resume_at = loader, {}
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where training stands in the data."""
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue there. Lightning itself restores no loader once `configure_optimizers` has asked for the number of steps."""
+        self._resume_at = state_dict
+        if self._train_loader:
+            self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> PlannedLoader:
         """Return the validation samples, all ranks the same number of batches."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return PlannedLoader(self._samples["validation"], self._pad_id, self.batch_samples, 1, self.seed, rank, world)
+        return PlannedLoader(self._samples["validation"], self._pad_id, self.batch_samples, 1, self.seed, rank, world, False)
 
 
 def check_disjoint(train: Sequence[Conversation], held_out: Sequence[Conversation], files: Mapping[str, Path]) -> None:
@@ -100,7 +116,7 @@ def check_disjoint(train: Sequence[Conversation], held_out: Sequence[Conversatio
     paths = [path.resolve() for path in files.values()]
     if len(set(paths)) < len(paths):
         raise InputError(f"training and validation are the same file {paths[0]}; give two that share no question")
-    shared = {c.group or c.id for c in train} & {c.group or c.id for c in held_out}
+    shared = {g for c in train for g in groups_of(c)} & {g for c in held_out for g in groups_of(c)}
     if shared:
         raise InputError(
             f"{len(shared)} groups are in both training and validation, for example '{min(shared)}'; split by group"

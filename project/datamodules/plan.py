@@ -16,9 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from project.records import Conversation, Question
 from project.rendering import Sample
 
 MicroBatch = dict[str, Any]
+
+
+def groups_of(record: Question | Conversation) -> set[str]:
+    """Return what a record must not share with another split: its groups (joined by `|`), or its id where it has none."""
+    return set(record.group.split("|")) if record.group else {record.id}
 
 
 def plan_epoch(
@@ -84,6 +90,8 @@ class PlannedLoader:
     seed: int = 0
     rank: int = 0
     world: int = 1
+    is_training: bool = True
+    """False = every pass starts anew with the same order, also after a sanity check that stopped early."""
     epoch: int = 0
     position: int = field(default=0, init=False)
     """Micro-batches of this epoch that were already given."""
@@ -92,6 +100,10 @@ class PlannedLoader:
         return -(-len(self.samples) // self.step_samples) * self.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        if not self.is_training:
+            self.epoch, self.position = 0, 0
+        elif self.position >= len(self):  # Lightning takes len(self) batches and never asks for the end
+            self.epoch, self.position = self.epoch + 1, 0
         lengths = [len(s.ids) for s in self.samples]
         plan = plan_epoch(lengths, self.seed, self.epoch, self.step_samples, self.accumulate, self.world)
         start, number = self.position, 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning import LightningDataModule
 
+from project.datamodules.plan import groups_of
 from project.errors import InputError
 from project.files import read_records
 from project.records import Question
@@ -30,6 +31,10 @@ class QuestionLoader:
         return int(count) if self.seed is not None else -int(-count // 1)
 
     def __iter__(self) -> Iterator[list[Question]]:
+        if self.seed is None:  # evaluation always sees all, also after a sanity check that stopped early
+            self.position = 0
+        elif self.position >= len(self):  # Lightning takes len(self) batches and never asks for the end
+            self.epoch, self.position = self.epoch + 1, 0
         order = list(self.questions)
         if self.seed is not None:
             random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
@@ -86,9 +91,9 @@ class QuestionDataModule(LightningDataModule):
         if needed not in self.data_files:
             raise InputError(f"seeker {stage} needs data.{needed}_file; give a file of questions")
         self._questions = {name: read_records(path, Question.from_row) for name, path in self.data_files.items()}
-        train = {g for q in self._questions.get("train", []) for g in _groups(q)}
+        train = {g for q in self._questions.get("train", []) for g in groups_of(q)}
         for name in ("validation", "test"):
-            shared = train & {g for q in self._questions.get(name, []) for g in _groups(q)}
+            shared = train & {g for q in self._questions.get(name, []) for g in groups_of(q)}
             if shared:
                 raise InputError(
                     f"{len(shared)} groups are in both train and {name}, for example '{min(shared)}'; split by group"
@@ -117,7 +122,3 @@ class QuestionDataModule(LightningDataModule):
 
     def _held_out(self, name: str) -> QuestionLoader:
         return QuestionLoader(self._questions[name][: self.limit], self.eval_batch_questions)
-
-
-def _groups(question: Question) -> set[str]:
-    return set(question.group.split("|")) if question.group else {question.id}

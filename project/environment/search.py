@@ -62,8 +62,11 @@ class SearchEnvironment:
         self.messages = list(opening)
         return opening
 
-    async def step(self, text: str) -> list[Message]:
-        """Take the agent's turn and return the messages that follow; none once `finish` is set."""
+    async def step(self, text: str, *, ended: bool = True) -> list[Message]:
+        """Take the agent's turn and return the messages that follow; none once `finish` is set.
+
+        A turn that its token limit cut (`ended` is False) may have answered; its searches are not run.
+        """
         action = self.dialect.parse(text)
         self.messages.append(self.dialect.message(text))
         self.turns += 1
@@ -72,6 +75,9 @@ class SearchEnvironment:
             return []
         if action.queries:
             self.queries += action.queries
+        if not ended:
+            self.finish = FinishReason.LENGTH
+            return []
         if self.turns >= self.limits.max_turns:
             self.finish = FinishReason.MAX_TURNS
             return []

@@ -19,6 +19,7 @@ from project.dialects import DECISION_TOKENS, Dialect, get_dialect
 from project.errors import InputError
 from project.records import DialectName
 from project.rendering import History, prepare_tokenizer
+from project.tiny_model import TINY_NAME, tiny_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +66,8 @@ def resolve_model_path(model_path: str | Path | None) -> str:
         from project.model_cache import default_model
 
         return str(default_model())
+    if str(model_path) == TINY_NAME:
+        return str(tiny_model())
     path = Path(model_path)
     if not path.exists():
         if str(model_path).startswith((".", "/", "~")) or str(model_path).count("/") != 1:
@@ -133,7 +136,8 @@ class Policy(nn.Module):
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of the causal LM as if the adapter were merged: delta added in float32, then rounded."""
         if not self.has_adapter:
-            yield from self.model.state_dict().items()
+            weights = self.model.state_dict().items()
+            yield from ((name, tensor) for name, tensor in weights if not _is_tied_head(self.model, name))
             return
         yield from _merged(self.model)
 
@@ -158,13 +162,24 @@ def _with_adapter(model: Any, lora: LoRA, new_ids: Sequence[int]) -> Any:  # noq
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules="all-linear",
-        trainable_token_indices=list(new_ids) or None,
+        trainable_token_indices={table: list(new_ids) for table in _token_tables(model)} if new_ids else None,
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"the LoRA adapter bound to no layer of the model: {error}") from error
     if not any("lora_" in name for name, _ in adapted.named_parameters()):
         raise InputError("the LoRA adapter bound to no layer of the model; it has no linear layers PEFT knows")
     return adapted
+
+
+def _token_tables(model: Any) -> list[str]:  # noqa: ANN401
+    """Return the names of the modules with a row a token: the embedding, and the head where it is a table of its own."""
+    tables = [model.get_input_embeddings()]
+    if not model.config.tie_word_embeddings:
+        tables.append(model.get_output_embeddings())
+    return [name for name, module in model.named_modules() if any(module is table for table in tables)]
 
 
 def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401

@@ -66,7 +66,8 @@ class Critic(nn.Module):
 
     def forward(self, hidden_NH: Tensor) -> Tensor:
         """Return values (N,)."""
-        return self.net(hidden_NH.detach().float()).squeeze(-1)  # type: ignore[no-any-return]
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            return self.net(hidden_NH.detach().float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
 Batch = dict[str, Tensor]
@@ -177,6 +178,8 @@ class PPO(SearchAgent):
         first = (self.seed * 1_000_003 + int(self.updates)) * 100_003
         episodes = self.run_episodes(questions, [first + i for i in range(len(questions))], self.ppo.temperature)
         kept = [e for e in episodes if not e.finish.is_environment_failure and e.turns]
+        if not kept:
+            raise TrainingError("no episode of this update could be trained; check the search tool")
         return kept, [self.reward(e)["total"] for e in kept]
 
     def _prepare(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[Batch]:
@@ -296,8 +299,6 @@ class PPO(SearchAgent):
             self.log(f"ppo/{name}", torch.cat([b[name] for b in micro]).mean())
 
     def _log_episodes(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> None:
-        if not episodes:
-            raise TrainingError("no episode of this update could be trained; check the search tool")
         self.log("train/reward", sum(rewards) / len(rewards), prog_bar=True)
         self.log("train/searches", sum(len(e.queries) for e in episodes) / len(episodes))
         self.log("train/generated_tokens", sum(len(t.ids) for e in episodes for t in e.turns) / len(episodes))

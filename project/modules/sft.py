@@ -46,7 +46,6 @@ class SFT(LightningModule):
             export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
         """
         super().__init__()
-        self.save_hyperparameters()
         self.model_path = resolve_model_path(model_path)
         self.settings, self.lora, self.precision_name = settings, lora, precision
         self.learning_rate, self.warmup_share, self.weight_decay = learning_rate, warmup_share, weight_decay

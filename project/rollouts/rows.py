@@ -34,15 +34,15 @@ def training_row(episode: Episode, reward: float) -> TrainingRow:
 
 
 def collate_rows(rows: Sequence[TrainingRow], pad_id: int) -> dict[str, Tensor]:
-    """Pad rows on the right to (B, T); `trained` and `logprobs` are shifted left by one, so position t predicts ids[t + 1]."""
-    width = max(len(row.ids) for row in rows)
+    """Pad rows on the right to (B, T); `trained` and `logprobs` are (B, T - 1): position t is about ids[t + 1]."""
+    longest = max(len(row.ids) for row in rows)
 
-    def pad(values: Sequence[object], fill: object) -> list[object]:
+    def pad(values: Sequence[object], fill: object, width: int = longest) -> list[object]:
         return [*values, *([fill] * (width - len(values)))]
 
     return {
         "input_ids": torch.tensor([pad(row.ids, pad_id) for row in rows], dtype=torch.long),
         "attention_mask": torch.tensor([pad([1] * len(row.ids), 0) for row in rows], dtype=torch.long),
-        "trained": torch.tensor([pad(row.trained[1:], False) for row in rows], dtype=torch.bool),
-        "logprobs": torch.tensor([pad(row.logprobs[1:], 0.0) for row in rows], dtype=torch.float32),
+        "trained": torch.tensor([pad(row.trained[1:], False, longest - 1) for row in rows], dtype=torch.bool),
+        "logprobs": torch.tensor([pad(row.logprobs[1:], 0.0, longest - 1) for row in rows], dtype=torch.float32),
     }

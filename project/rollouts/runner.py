@@ -14,6 +14,10 @@ from project.errors import InputError
 from project.records import Episode, FinishReason, Question, Turn
 from project.rendering import Renderer
 from project.rollouts.engines.protocol import Engine, Sampling
+from project.rollouts.search_thread import search_thread
+
+LEAST_TOKENS = 8
+"""Room in the context below which no turn is begun."""
 
 
 @dataclass
@@ -34,35 +38,33 @@ class EpisodeRunner:
             questions: a question may stand here several times.
             seeds: one an episode; with the turn's number it keys the sampling noise.
         """
+        with search_thread(self.tool) as tool:
+            return asyncio.run(replace(self, tool=tool)._all(questions, seeds))
 
-        async def all_episodes() -> list[Episode]:
-            tasks = (self.episode(question, seed) for question, seed in zip(questions, seeds, strict=True))
-            return list(await asyncio.gather(*tasks))
-
-        return asyncio.run(all_episodes())
+    async def _all(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Episode]:
+        tasks = (self.episode(question, seed) for question, seed in zip(questions, seeds, strict=True))
+        return list(await asyncio.gather(*tasks))
 
     async def episode(self, question: Question, seed: int) -> Episode:
         """Run one episode to its end."""
         environment = SearchEnvironment(question, self.renderer.dialect, self.tool, self.limits)
         prompt = self.renderer.prompt(environment.opening(), self.renderer.dialect.tools)
         context = self.renderer.encode(prompt.text)
-        if len(context) + 8 > self.limits.context_tokens:
+        if len(context) + LEAST_TOKENS > self.limits.context_tokens:
             raise InputError(
                 f"the prompt of question '{question.id}' has {len(context)} tokens; raise context_tokens above "
                 f"{self.limits.context_tokens}"
             )
         new, turns = context, list[Turn]()
         while True:
-            sampling = self._sampling(len(context), seed * 1009 + len(turns))
-            if sampling.max_tokens < 8:
+            if len(context) + LEAST_TOKENS > self.limits.context_tokens:
                 environment.finish = FinishReason.CONTEXT_FULL
                 break
+            sampling = self._sampling(len(context), seed * 1009 + len(turns))
             generation = await self.engine.generate(context, sampling)
             ended = generation.finish == "stop"
             turns.append(Turn(tuple(new), generation.ids, generation.logprobs, generation.version, ended))
-            following = await environment.step(self.renderer.decode(generation.ids))
-            if not ended and environment.finish is not FinishReason.ANSWER:
-                environment.finish = FinishReason.LENGTH
+            following = await environment.step(self.renderer.decode(generation.ids), ended=ended)
             if environment.finish is not None:
                 break
             new = self.renderer.encode(self.renderer.between(following).text)

@@ -47,12 +47,14 @@ class TransformersEngine:
             batch, self._queue = self._queue, []
             try:
                 results = self._decode(batch)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - every caller that waits gets it
                 for _, _, future in batch:
-                    future.set_exception(error)
-                raise
+                    if not future.done():
+                        future.set_exception(error)
+                continue
             for (_, _, future), result in zip(batch, results, strict=True):
-                future.set_result(result)
+                if not future.done():  # its caller was cancelled
+                    future.set_result(result)
 
     @torch.inference_mode()
     def _decode(self, batch: list[Request]) -> list[Generation]:

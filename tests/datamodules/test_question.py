@@ -1,0 +1,119 @@
+"""Batches of questions: shuffled and resumable for training, all and in order for evaluation."""
+
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from project.datamodules.question import QuestionDataModule, QuestionLoader
+from project.errors import InputError
+from project.files import write_rows
+from project.records import Question
+
+
+def question(index: int, group: str = "") -> Question:
+    return Question(f"q{index}", f"{index}?", ("x",), group=group)
+
+
+QUESTIONS = [question(i) for i in range(10)]
+
+
+def ids(batches):
+    return [[q.id for q in batch] for batch in batches]
+
+
+@given(st.integers(1, 12), st.integers(0, 3), st.integers(0, 3))
+def test_a_training_epoch_is_shuffled_and_has_full_batches_only(batch_size, seed, epoch):
+    found = ids(QuestionLoader(QUESTIONS, batch_size, seed, epoch))
+    assert len(found) == len(QUESTIONS) // batch_size
+    assert all(len(batch) == batch_size for batch in found)
+    flat = [i for batch in found for i in batch]
+    assert len(set(flat)) == len(flat)
+    assert found == ids(QuestionLoader(QUESTIONS, batch_size, seed, epoch))
+
+
+def test_epochs_and_seeds_differ():
+    loader = QuestionLoader(QUESTIONS, 5, 0)
+    assert len({str(ids(x)) for x in (loader, loader, QuestionLoader(QUESTIONS, 5, 1))}) == 3
+
+
+@given(st.integers(1, 12))
+def test_evaluation_sees_all_in_order(batch_size):
+    loader = QuestionLoader(QUESTIONS, batch_size)
+    next(iter(loader))  # a sanity check that stopped early
+    found = ids(loader)
+    assert [i for batch in found for i in batch] == [q.id for q in QUESTIONS]
+    assert len(found) == len(loader)
+    assert ids(loader) == found
+
+
+@pytest.mark.parametrize("given_batches", range(5))
+def test_the_loader_resumes_exactly(given_batches):
+    whole = QuestionLoader(QUESTIONS, 2, 7)
+    expected = ids(whole) + ids(whole)
+    first, second = QuestionLoader(QUESTIONS, 2, 7), QuestionLoader(QUESTIONS, 2, 7)
+    before = ids(islice(first, given_batches))
+    second.load_state_dict(first.state_dict())
+    assert before + ids(second) + ids(second) == expected
+
+
+def test_an_epoch_that_was_not_run_to_its_end_is_followed_by_the_next():
+    """Lightning takes len(loader) batches and never asks for one more."""
+    whole, stopping = QuestionLoader(QUESTIONS, 4, 7), QuestionLoader(QUESTIONS, 4, 7)
+    assert [b for _ in range(3) for b in ids(islice(stopping, 2))] == ids(whole) + ids(whole) + ids(whole)
+
+
+def write(path, questions):
+    write_rows(path, (q.to_row() for q in questions))
+    return path
+
+
+def test_each_loader_has_its_own_file_and_size(tmp_path):
+    train = write(tmp_path / "train.jsonl", QUESTIONS)
+    others = {
+        f"{name}_file": write(tmp_path / f"{name}.jsonl", [question(100 * n + i) for i in range(5)])
+        for n, name in enumerate(("validation", "test", "predict"), 1)
+    }
+    data = QuestionDataModule(train, **others, batch_questions=3, eval_batch_questions=2, limit=3)
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == 3  # limit is for the others
+    assert ids(data.val_dataloader()) == [["q100", "q101"], ["q102"]]
+    assert ids(data.test_dataloader()) == [["q200", "q201"], ["q202"]]
+    assert ids(data.predict_dataloader()) == [["q300", "q301"], ["q302"]]
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+@pytest.mark.parametrize(("train", "held_out"), [("a", "a"), ("a|b", "b|c")])
+def test_trap_08_train_shares_no_group_with_what_is_held_out(tmp_path, name, train, held_out):
+    files = {
+        "train_file": write(tmp_path / "train.jsonl", [question(0, train)]),
+        f"{name}_file": write(tmp_path / "held_out.jsonl", [question(1, held_out)]),
+    }
+    with pytest.raises(InputError, match=f"1 groups are in both train and {name}"):
+        QuestionDataModule(**files).setup("fit")
+
+
+def test_trap_13_train_and_validation_are_not_one_file(tmp_path):
+    path = write(tmp_path / "one.jsonl", QUESTIONS)
+    with pytest.raises(InputError, match="10 groups are in both train and validation"):
+        QuestionDataModule(path, path).setup("fit")
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_a_verb_without_its_file_is_one_sentence(stage):
+    name = {"fit": "train", "validate": "validation"}.get(stage, stage)
+    with pytest.raises(InputError, match=rf"seeker {stage} needs data.{name}_file"):
+        QuestionDataModule().setup(stage)
+
+
+def test_fewer_questions_than_a_batch_is_one_sentence(tmp_path):
+    data = QuestionDataModule(write(tmp_path / "train.jsonl", QUESTIONS), batch_questions=11)
+    data.setup("fit")
+    with pytest.raises(InputError, match="holds 10 questions, less than 11 a batch"):
+        data.train_dataloader()
+
+
+def test_trap_03_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        QuestionDataModule(tmp_path / "none.jsonl").setup("fit")

@@ -1,0 +1,333 @@
+"""PPO on the tiny model through a real Trainer, with the engine of transformers and a real retrieval server."""
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from tiny import tiny_model_folder
+from transformers import AutoModelForCausalLM
+
+from project.corpus.index import Bm25Index
+from project.corpus.server import ServerHandle
+from project.datamodules.question import QuestionDataModule
+from project.environment.search import EpisodeLimits
+from project.errors import EngineError, InputError, SearchError, TrainingError
+from project.files import write_rows
+from project.modules.policy import AgentSettings, LoRA
+from project.modules.ppo import PPO, Critic, PPOSettings
+from project.records import Episode, FinishReason, Passage, Question, Turn
+from project.rollouts.engines.protocol import Generation
+from project.rollouts.engines.transformers import TransformersEngine
+
+SETTINGS = AgentSettings("tags", False)
+METALS = ["Mercury", "Gold", "Iron", "Tin", "Lead"]
+PASSAGES = [Passage(name.lower(), name, f"{name} is metal number {i}.") for i, name in enumerate(METALS)]
+QUESTIONS = [Question(f"q{i}", f"Which metal has number {i}?", (n,), (n.lower(),), True) for i, n in enumerate(METALS)]
+SEARCH = "<search>\nmetal number 0\n</search>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    path = tmp_path_factory.mktemp("index")
+    Bm25Index.from_passages(PASSAGES).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(index):
+    with ServerHandle(index) as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    write_rows(path, (q.to_row() for q in QUESTIONS))
+    return path
+
+
+class Script(TransformersEngine):
+    """The real engine and real log-probabilities, but what it samples is written here: every second episode is right."""
+
+    async def generate(self, prompt_ids, sampling):
+        prompt = bytes(i for i in prompt_ids if i < 256).decode()
+        number = prompt.partition("has number ")[2][:1]
+        good = sampling.seed // 1009 % 2 == 0
+        text = (
+            SEARCH if "<information>\nDoc" not in prompt else f"<answer>\n{METALS[int(number)] if good else 'Zinc'}\n</answer>"
+        )
+        ids = [*text.encode(), 257]
+        return Generation(tuple(ids), tuple(self.score(prompt_ids, ids)), "stop", self.version)
+
+
+class Watched(PPO):
+    """Keeps what was logged, the micro-batches, and the parameters and gradients around each optimizer step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.logged, self.micro, self.gradients, self.all_episodes = [], [], [], []
+
+    def log(self, name, value, *args, **kwargs):
+        self.logged.append((name, float(value)))
+
+    def log_dict(self, values, *args, **kwargs):
+        for name, value in values.items():
+            self.log(name, value)
+
+    def run_episodes(self, *args):
+        episodes = super().run_episodes(*args)
+        self.all_episodes.append(episodes)
+        return episodes
+
+    def _prepare(self, episodes, rewards):
+        micro = super()._prepare(episodes, rewards)
+        self.micro.append(micro)
+        return micro
+
+    def of(self, name):
+        return [value for key, value in self.logged if key == name]
+
+
+class Gradients(Callback):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        pl_module.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+
+def make(folder, *, url=None, index=None, engine=Script, ppo=None, **changes) -> Watched:
+    torch.manual_seed(0)
+    numbers = {"episodes_per_question": 4, "minibatch_episodes": 8, "micro_episodes": 4} | (ppo or {})
+    options = {"lora": LoRA(4, 8.0), "precision": "float32", "learning_rate": 1e-2} | changes
+    limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048)
+    module = Watched(
+        str(folder), SETTINGS, index, url, engine="transformers", limits=limits, ppo=PPOSettings(**numbers), **options
+    )
+    if engine is not None:
+        module._engine = engine(str(folder))
+    return module
+
+
+def fit(module, questions, root, steps=2):
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
+        enable_checkpointing=False, max_steps=steps, max_epochs=-1, callbacks=[Gradients()],
+    )  # fmt: skip
+    trainer.fit(module, QuestionDataModule(questions, batch_questions=2))
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def trained(folder, index, questions, tmp_path_factory):
+    """Two updates, from a server that the run starts itself."""
+    root = tmp_path_factory.mktemp("run")
+    module = make(folder, index=index)
+    module.configure_model()
+    module.before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    module.root, module.steps = root, fit(module, questions, root).global_step
+    return module
+
+
+def test_the_episodes_searched_and_the_reward_varied(trained):
+    assert [len(episodes) for episodes in trained.all_episodes] == [8, 8]
+    for episodes in trained.all_episodes:
+        assert all(e.finish is FinishReason.ANSWER and e.queries == ("metal number 0",) and e.retrieved for e in episodes)
+        rewards = [trained.reward(e)["total"] for e in episodes]
+        assert sum(r >= 1 for r in rewards) == sum(r == 0 for r in rewards) == 4  # every second one is right
+
+
+def test_at_update_0_kl_is_0_and_every_ratio_1(trained):
+    """The reference is the model without its adapter, and a fresh adapter changes nothing."""
+    first = trained.micro[0]
+    assert all(float(b["kl"].abs().max()) < 1e-5 for b in first)
+    assert all(float((b["importance"] - 1).abs().max()) < 1e-4 for b in first)
+    assert trained.of("ppo/kl")[0] == pytest.approx(0, abs=1e-6)
+    assert trained.of("ppo/ratio") == pytest.approx([1, 1], abs=1e-5)  # one inner epoch, one step: always the first
+    assert trained.of("ppo/clip_fraction") == [0, 0]
+    assert trained.of("ppo/engine_gap")[0] < 1e-4
+
+
+def test_after_update_1_kl_is_no_longer_0(trained):
+    assert max(float(b["kl"].abs().max()) for b in trained.micro[1]) > 1e-3
+
+
+def test_the_reference_log_probabilities_are_those_of_the_base(trained, folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    batch = trained.micro[1][0]
+    labels = batch["input_ids"][:, 1:][batch["trained"]]
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1][batch["trained"]]
+    reference = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(batch["old_logprobs"] - reference, batch["kl"], rtol=0, atol=1e-4)
+
+
+def test_trap_14_only_sampled_tokens_are_trained(trained):
+    for batch in (b for update in trained.micro for b in update):
+        for row, mask in zip(batch["input_ids"][:, 1:], batch["trained"], strict=True):
+            text = bytes(i for i in row[mask].tolist() if i < 256).decode()
+            assert text.startswith(SEARCH + "<answer>")
+            assert "Doc" not in text
+            assert int((row[mask] == 257).sum()) == 2  # both end-of-turn tokens
+
+
+def test_trap_02_parameters_move_and_every_adapter_has_a_gradient(trained):
+    after = dict(trained.named_parameters())
+    assert trained.steps == 2
+    for name, weight in after.items():
+        moved = not torch.equal(weight, trained.before[name])
+        assert moved == ("lora_" in name or name.startswith("critic.")), name
+    adapters = {n for n in after if "lora_" in n}
+    assert len(adapters) == 2 * 2 * 7  # A and B, two layers, seven matrices
+    # At first B is 0, so only B has a gradient; then both have.
+    assert all(trained.gradients[0][n].any() for n in adapters if "lora_B" in n)
+    assert all(trained.gradients[1][n].any() for n in adapters)
+
+
+def test_advantages_are_whitened_and_favour_what_was_right(trained):
+    for update, episodes in zip(trained.micro, trained.all_episodes, strict=True):
+        flat = torch.cat([b["advantages"] for b in update])
+        assert float(flat.mean()) == pytest.approx(0, abs=1e-5)
+        assert float(flat.std(correction=0)) == pytest.approx(1, abs=1e-4)
+        assert sum(len(t.ids) for e in episodes for t in e.turns) == len(flat)
+        for batch in update:
+            rows = batch["advantages"].split(batch["trained"].sum(1).tolist())
+            right = batch["rewards"] > 0.5
+            assert all((float(row.mean()) > 0) == bool(good) for row, good in zip(rows, right, strict=True))
+
+
+def test_the_engine_has_seen_every_update_and_holds_the_policys_weights(trained):
+    assert trained._engine.version == int(trained.updates) == 2
+    assert trained.of("sync/version") == [1, 2]
+    assert [t.version for episodes in trained.all_episodes for e in episodes for t in e.turns] == [0] * 16 + [1] * 16
+    assert all(share > 0.3 for share in trained.of("sync/changed_share"))
+    assert all(gap < 1e-4 for gap in trained.of("sync/canary_gap"))
+    ids = [256, 10, 20, 30, 257]
+    assert trained._engine.score(ids[:2], ids[2:]) == pytest.approx(trained._score(ids[:2], ids[2:]).tolist(), abs=1e-4)
+
+
+def test_the_exported_folder_is_the_trained_policy(trained):
+    exported = AutoModelForCausalLM.from_pretrained(trained.root / "merged", dtype=torch.float32)
+    ids = torch.tensor([[256, 10, 20, 30, 257]])
+    with torch.no_grad():
+        expected = trained.policy.head(trained.policy(ids, torch.ones_like(ids)))
+        torch.testing.assert_close(exported(ids).logits, expected, rtol=0, atol=1e-4)
+    assert AgentSettings.load(trained.root / "merged") == SETTINGS
+
+
+def test_the_server_of_the_run_is_stopped(trained):
+    assert trained._server is None
+
+
+def test_the_policy_learns_what_pays(folder, server, questions, tmp_path):
+    """The right answers become likelier than the wrong one."""
+    module = make(folder, url=server.url, learning_rate=3e-2, ppo={"kl_coef": 0.0})
+    fit(module, questions, tmp_path, steps=4)
+    episode = module.all_episodes[0][0]
+    prompt = [*episode.turns[0].context_ids, *episode.turns[0].ids, *episode.turns[1].context_ids]
+    fresh = Script(str(folder))
+
+    def gain(text):
+        ids = list(text.encode())
+        return sum(module._score(prompt, ids).tolist()) - sum(fresh.score(prompt, ids))
+
+    assert gain("<answer>\nGold") > gain("<answer>\nZinc") + 0.5
+
+
+def test_the_critic_does_not_move_the_policy(folder, server, questions, tmp_path):
+    """With rewards that do not vary and no KL there is nothing to learn but the value."""
+    module = make(folder, url=server.url, ppo={"kl_coef": 0.0}, reward=lambda episode: {"total": 1.0})
+    module.configure_model()
+    module.critic.requires_grad_(True)
+    fit(module, questions, tmp_path, steps=1)
+    # Values are 0 and rewards 1 on every token: whitened advantages are 0, the critic's error is 1.
+    assert not any(g.any() for n, g in module.gradients[0].items() if "lora_" in n)
+    assert module.gradients[0]["critic.net.3.bias"].any()
+    assert module.of("ppo/value_loss") == pytest.approx([0.5])
+
+
+def test_the_critic_starts_at_0_and_detaches():
+    hidden = torch.randn(5, 32, requires_grad=True)
+    critic = Critic(32)
+    values = critic(hidden)
+    assert not values.any()
+    torch.nn.init.ones_(critic.net[-1].weight)
+    critic(hidden).sum().backward()
+    assert hidden.grad is None
+
+
+def test_inner_epochs_and_minibatches_take_several_steps(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, ppo={"inner_epochs": 2, "minibatch_episodes": 4})
+    trainer = fit(module, questions, tmp_path, steps=4)
+    # 8 episodes, 4 a step, 2 epochs: 4 steps in one update, and global_step counts each of them.
+    assert (trainer.global_step, int(module.updates), module._engine.version) == (4, 1, 1)
+    ratios = module.of("ppo/ratio")
+    assert ratios[0] == pytest.approx(1, abs=1e-5)
+    assert abs(ratios[-1] - 1) > 1e-4
+
+
+def test_micro_batches_do_not_change_the_gradient(folder, server, questions, tmp_path):
+    found = []
+    for micro in (2, 8):
+        module = make(folder, url=server.url, ppo={"micro_episodes": micro})
+        fit(module, questions, tmp_path / str(micro), steps=1)
+        found.append(module.gradients[0])
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-3, atol=1e-6)
+
+
+def test_real_sampling_gives_logprobs_that_the_trainer_agrees_with(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, engine=None, ppo={"temperature": 0.7})
+    fit(module, questions, tmp_path, steps=2)
+    assert isinstance(module._engine, TransformersEngine)
+    assert all(gap < 1e-4 for gap in module.of("ppo/engine_gap"))  # also after the first sync
+    assert all(e.finish in (FinishReason.LENGTH, FinishReason.MALFORMED) for es in module.all_episodes for e in es)
+    assert module.of("train/reward") == [0, 0]
+
+
+def test_trap_14_a_crashed_retriever_stops_the_run(folder, index, questions, tmp_path):
+    with ServerHandle(index) as handle:
+        module = make(folder, url=handle.url)
+    module.configure_model()
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    with pytest.raises(SearchError, match="8 of 8 episodes lost their search tool"):
+        fit(module, questions, tmp_path)
+    assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
+    assert not module.of("train/reward")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_trap_14_few_failed_episodes_are_left_out(folder):
+    module = make(folder, url="http://127.0.0.1:1")
+    turn = Turn((1,), (2,), (-1.0,), 0, True)
+    failed = Episode(QUESTIONS[0], (turn,), (), FinishReason.TOOL_ERROR)
+    wrong = Episode(QUESTIONS[0], (turn,), (), FinishReason.MAX_TURNS)
+    module.run_episodes = lambda *args: [failed, wrong]
+    kept, rewards = module._rollout([QUESTIONS[0]])
+    assert kept == [wrong]  # the policy's own failure is scored and trained
+    assert rewards == [0]
+
+
+def test_no_episode_to_train_is_one_sentence(folder):
+    module = make(folder, url="http://127.0.0.1:1")
+    module.run_episodes = lambda *args: [Episode(QUESTIONS[0], (), (), FinishReason.CONTEXT_FULL)]
+    with pytest.raises(TrainingError, match="no episode of this update could be trained"):
+        module._rollout([QUESTIONS[0]])
+
+
+def test_trap_14_an_engine_without_the_new_weights_stops_the_run(folder, server, questions, tmp_path):
+    class Stale(Script):
+        def sync(self, weights):
+            self.version += 1
+            return 0.0
+
+    module = make(folder, url=server.url, engine=Stale, learning_rate=0.5, ppo={"canary_tolerance": 0.01})
+    with pytest.raises(EngineError, match="after sync 1 engine and trainer differ"):
+        fit(module, questions, tmp_path)
+
+
+def test_index_and_address_exclude_each_other(folder, index):
+    for arguments in ({}, {"index": index, "url": "http://127.0.0.1:1"}):
+        with pytest.raises(InputError, match=r"one of model\.index"):
+            make(folder, **arguments)

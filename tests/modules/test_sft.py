@@ -1,0 +1,307 @@
+"""Supervised fine-tuning of the tiny model: gradients against ones made by hand, however the step is cut; resume; export."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny import tiny_model_folder
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from project.datamodules.conversation import ConversationDataModule
+from project.datamodules.plan import PlannedLoader, collate, plan_epoch
+from project.dialects import Action, get_dialect
+from project.errors import TrainingError
+from project.files import write_rows
+from project.modules.policy import AgentSettings, LoRA
+from project.modules.schedule import warmup_cosine
+from project.modules.sft import SFT
+from project.records import Conversation, Document, Message
+from project.rendering import KIND_INDEX, Sample, SpanKind
+
+SETTINGS = AgentSettings("tags", True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def conversation(index: int) -> Conversation:
+    dialect = SETTINGS.make_dialect()
+    search = Action("I look." * (index % 3 + 1), (f"thing {index}",))
+    messages = (
+        Message("user", f"Question: {index}?"),
+        dialect.write(search),
+        *dialect.results([[Document(f"It is {index}.", "Thing")]], search),
+        dialect.write(Action("So.", answer=str(index) * (index % 4 + 1))),
+    )
+    return Conversation(f"c{index}", messages)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    data = tmp_path_factory.mktemp("data")
+    for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
+        write_rows(data / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
+    return data
+
+
+def make_data(files, **changes) -> ConversationDataModule:
+    return ConversationDataModule(files / "train.jsonl", files / "validation.jsonl", **({"batch_samples": 8} | changes))
+
+
+def make_module(folder, lora=None, **changes) -> SFT:
+    torch.manual_seed(0)  # of LoRA's A
+    return SFT(str(folder), SETTINGS, lora, "float32", **changes)
+
+
+class Watch(Callback):
+    """Keeps the gradients, and what was logged, of each optimizer step."""
+
+    def __init__(self):
+        self.gradients, self.logged, self.batches = [], [], []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append(batch["input_ids"].tolist())
+        self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def fit(module, data, root, *, accumulate=1, ckpt_path=None, callbacks=(), **changes) -> Watch:
+    watch = Watch()
+    options = {"max_epochs": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0} | changes
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
+        accumulate_grad_batches=accumulate, callbacks=[watch, *callbacks], log_every_n_steps=1,
+        enable_checkpointing=bool(callbacks), **options,
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    watch.trainer = trainer
+    return watch
+
+
+def by_hand(module: SFT, folder, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """Gradients of sum(w * CE) / sum(w), each sample alone, unpadded, label t + 1 at position t, by plain transformers."""
+    fresh = SFT(str(folder), SETTINGS, None, "float32")
+    fresh.configure_model()
+    model = fresh.policy.model
+    total = loss = 0.0
+    for sample in samples:
+        ids, weights = torch.tensor(sample.ids), torch.tensor(sample.weights)
+        ce = functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+        loss, total = loss + (weights[1:] * ce).sum(), total + weights[1:].sum()
+    (loss / total).backward()
+    return {f"policy.model.{n}": p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_gradients_of_each_step_equal_those_by_hand(folder, files, tmp_path, accumulate):
+    """10 samples, 8 a step: the second step is a short last window of 2, where micro-batches are empty for accumulate 4."""
+    data, module = make_data(files), make_module(folder, learning_rate=0.0)  # the second step starts from the same weights
+    watch = fit(module, data, tmp_path, accumulate=accumulate)
+    samples = data.train_dataloader().samples
+    plan = plan_epoch([len(s.ids) for s in samples], 0, 0, 8, accumulate, 1)
+    assert len(watch.gradients) == len(plan) == 2
+    for found, step in zip(watch.gradients, plan, strict=True):
+        chosen = [samples[i] for micro in step for share in micro for i in share]
+        expected = by_hand(module, folder, chosen)
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4, 8.0)], ids=["full", "lora"])
+def test_accumulation_does_not_change_what_is_learnt(folder, files, tmp_path, lora):
+    found = []
+    for accumulate in (1, 4):
+        module = make_module(folder, lora, learning_rate=1e-3)
+        fit(module, make_data(files), tmp_path / str(accumulate), accumulate=accumulate, max_steps=1, max_epochs=-1)
+        found.append({n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad})
+    start = make_module(folder, lora)
+    start.configure_model()
+    moved = [not torch.equal(p, found[0][n]) for n, p in start.named_parameters() if p.requires_grad]
+    assert any(moved)
+    for name, weight in found[0].items():
+        # AdamW's first step is the sign of the gradient: entries of almost 0 may differ by rounding.
+        share = ((weight - found[1][name]).abs() > 1e-6).float().mean()
+        assert share < 0.002, name
+
+
+def test_two_ranks_average_to_the_same_gradient(folder, files, tmp_path):
+    data = make_data(files)
+    watch = fit(make_module(folder, learning_rate=0.0), data, tmp_path, max_steps=1, max_epochs=-1)
+    samples = data.train_dataloader().samples
+    gradients = []
+    for rank in (0, 1):
+        module = make_module(folder)
+        module.configure_model()
+        module.log = lambda *args, **kwargs: None
+        module._trainer = SimpleNamespace(accumulate_grad_batches=2, world_size=2)
+        for batch in list(PlannedLoader(samples, 257, 8, 2, 0, rank, 2))[:2]:
+            (module.training_step(batch, 0) / 2).backward()  # Lightning divides by accumulate_grad_batches
+        gradients.append({n: p.grad for n, p in module.named_parameters()})
+    for name, expected in watch.gradients[0].items():
+        mean = (gradients[0][name] + gradients[1][name]) / 2  # what DDP does
+        torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-6)
+
+
+class Fake:
+    """A policy that is sure of the token at `offset` from the position that it is asked at."""
+
+    def __init__(self, offset: int):
+        self.offset = offset
+
+    def __call__(self, ids, mask):
+        return 50.0 * functional.one_hot(ids.roll(-self.offset, dims=1), 260).float()
+
+    def head(self, hidden):
+        return hidden
+
+
+def test_trap_01_labels_are_shifted(folder, files):
+    module = make_module(folder)
+    ids = [256, 10, 20, 30, 40, 257]
+    batch = collate([Sample("a", ids, [0] * 6, [0.0, 0.0, 1.0, 2.0, 1.0, 1.0])], 257)
+
+    def loss(offset):
+        object.__setattr__(module, "policy", Fake(offset))
+        found, right = module._loss(batch)
+        return float(found), int(right.sum())
+
+    # Five in all of weight stands on positions 2 to 5. The next token: no loss. The same token: 50 nats for each weight.
+    module._modules.pop("policy", None)
+    assert loss(1) == (pytest.approx(0, abs=1e-3), 4)
+    assert loss(0) == (pytest.approx(250), 0)
+
+
+def test_only_weighted_tokens_count(folder):
+    module = make_module(folder)
+    module.configure_model()
+    sample = Sample("a", [256, 10, 20, 30], [0] * 4, [0.0, 0.0, 1.5, 0.0])
+    with torch.no_grad():
+        found, _ = module._loss(collate([sample], 257))
+        logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([[256, 10, 20, 30]])).logits[0]
+        grown = module.policy.head(module.policy(torch.tensor([[256, 10, 20, 30]]), torch.ones(1, 4, dtype=torch.long)))[0]
+    torch.testing.assert_close(grown[:, :258], logits, rtol=0, atol=1e-5)
+    assert float(found) == pytest.approx(-1.5 * float(grown[1].log_softmax(-1)[20]), abs=1e-4)
+
+
+def test_a_batch_without_a_trained_token_has_no_gradient(folder):
+    module = make_module(folder)
+    module.configure_model()
+    loss, right = module._loss(collate([], 257))
+    loss.backward()
+    assert float(loss) == 0
+    assert len(right) == 0
+    assert not any(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
+def test_trap_03_new_token_rows_train_and_the_folder_holds_them(folder, files, tmp_path):
+    """The whole way: the rows of the decision tokens move in training, and the exported folder predicts like the module."""
+    module = make_module(folder, LoRA(4, 8.0), learning_rate=1e-2, export_dir=tmp_path / "merged")
+    module.configure_model()
+    before = dict(module.policy.merged_weights())["model.embed_tokens.weight"].detach().clone()
+    fit(module, make_data(files), tmp_path, max_epochs=3)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    after = exported.get_input_embeddings().weight
+    assert ((after - before)[258:260].abs().sum(1) > 1e-3).all()
+    torch.testing.assert_close(after[:258], before[:258], rtol=0, atol=0)
+    ids = torch.tensor([[256, 10, 258, 20, 259, 257]])
+    with torch.no_grad():
+        hidden = module.policy(ids, torch.ones_like(ids))
+        torch.testing.assert_close(exported(ids).logits, module.policy.head(hidden), rtol=0, atol=1e-4)
+    assert AgentSettings.load(tmp_path / "merged") == SETTINGS
+
+
+def test_training_lowers_the_loss(folder, files, tmp_path):
+    watch = fit(make_module(folder, learning_rate=1e-2), make_data(files), tmp_path, max_epochs=6)
+    losses = [row["train/loss"] for row in watch.logged]
+    assert losses[0] == pytest.approx(5.56, abs=0.1)  # ln 260: the tiny model knows nothing
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_each_epoch_trains_every_sample_once(folder, files, tmp_path):
+    """Lightning never asks the loader for its end: the second and third epochs must not be empty."""
+    data = make_data(files, batch_samples=4)
+    watch = fit(make_module(folder, learning_rate=0.0), data, tmp_path, max_epochs=3)
+    assert len(watch.batches) == 9
+    pad = 257
+
+    def rows(batches):
+        kept = []
+        for row in (row for batch in batches for row in batch):
+            while len(row) > 1 and row[-1] == row[-2] == pad:
+                row = row[:-1]
+            kept.append(tuple(row))
+        return kept
+
+    epochs = [rows(watch.batches[i : i + 3]) for i in (0, 3, 6)]
+    assert [len(epoch) for epoch in epochs] == [10, 10, 10]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_a_resumed_run_ends_with_the_same_parameters(folder, files, tmp_path, stop):
+    """3 steps an epoch: a stop inside an epoch and one at its end."""
+
+    def run(name, ckpt_path=None, save=False):
+        module = make_module(folder, LoRA(4, 8.0), learning_rate=1e-2)
+        saving = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1) if save else None
+        data = make_data(files, batch_samples=4)
+        callbacks = [saving] if saving else []
+        watch = fit(module, data, tmp_path / name, ckpt_path=ckpt_path, callbacks=callbacks, max_epochs=2)
+        return watch, {n: p.detach().clone() for n, p in module.named_parameters()}
+
+    whole, expected = run("whole", save=True)
+    resumed, found = run("resumed", str(tmp_path / "whole" / f"step={stop}.ckpt"))
+    assert resumed.batches == whole.batches[stop:]
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_validation_measures_each_kind_and_sees_all(folder, files, tmp_path):
+    module, data = make_module(folder, learning_rate=0.0), make_data(files, batch_samples=1)
+    watch = fit(
+        module, data, tmp_path, max_steps=1, max_epochs=-1, limit_val_batches=1.0, num_sanity_val_steps=2, val_check_interval=1
+    )
+    metrics = watch.trainer.callback_metrics
+    samples = data.val_dataloader().samples
+    total = loss = right = count = 0.0
+    with torch.no_grad():
+        for sample in samples:
+            ids, weights = torch.tensor([sample.ids]), torch.tensor(sample.weights)[1:]
+            logits = module.policy.head(module.policy(ids, torch.ones_like(ids)))[0, :-1]
+            loss += float((functional.cross_entropy(logits, ids[0, 1:], reduction="none") * weights).sum())
+            total += float(weights.sum())
+            chosen = (torch.tensor(sample.kinds)[1:] == KIND_INDEX[SpanKind.THINK]) & (weights > 0)
+            right, count = right + int((logits.argmax(-1) == ids[0, 1:])[chosen].sum()), count + int(chosen.sum())
+    assert float(metrics["val/loss"]) == pytest.approx(loss / total, rel=0.01)
+    assert float(metrics["val/accuracy_think"]) == pytest.approx(right / count, abs=0.01)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(folder, files, tmp_path):
+    module = make_module(folder, learning_rate=1.0)
+    module.configure_model()
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    module.policy.model.model.norm.register_full_backward_hook(lambda m, i, o: (torch.full_like(i[0], float("nan")),))
+    with pytest.raises(TrainingError, match="not finite at step 0"):
+        fit(module, make_data(files), tmp_path)
+    assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
+
+
+def test_warmup_cosine_by_hand():
+    # 10 steps, 2 of warm-up: 1/2, 1, then 0.5 * (1 + cos(pi * k / 8)) for k = 0..7.
+    factor = warmup_cosine(10, 0.2)
+    expected = [0.5, 1.0, 1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060]
+    assert [factor(step) for step in range(10)] == pytest.approx(expected, abs=1e-6)
+    assert factor(10) == pytest.approx(0)
+
+
+def test_the_dialects_of_training_and_settings_agree(folder):
+    module = make_module(folder)
+    assert module.make_renderer({}).dialect == get_dialect("tags", decision_tokens=True)

@@ -1,0 +1,234 @@
+"""Episodes token-in, token-out, with an engine that says what a script says, and with the tiny model."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from tiny import byte_tokenizer, tiny_model_folder
+
+from project.dialects import get_dialect
+from project.environment.search import EpisodeLimits
+from project.errors import InputError, SearchError
+from project.records import Document, FinishReason, Question
+from project.rendering import Renderer, prepare_tokenizer
+from project.rollouts.engines import make_engine
+from project.rollouts.engines.protocol import Generation
+from project.rollouts.rows import training_row
+from project.rollouts.runner import EpisodeRunner, without_turns
+
+QUESTION = Question("q", "Which metal is liquid?", ("mercury",))
+SEARCH = "<think>\nI search.\n</think>\n<search>\nliquid\n</search>"
+ANSWER = "<answer>\nmercury\n</answer>"
+
+
+class Dictionary:
+    """A search tool that knows one thing."""
+
+    async def search(self, queries):
+        return [[Document("Mercury is liquid.", "Mercury", "hg")] if q == "liquid" else [] for q in queries]
+
+
+class Broken:
+    """A search tool whose server is down."""
+
+    async def search(self, queries):
+        raise SearchError("the server is down")
+
+
+@dataclass
+class Script:
+    """An engine that gives each question's turns in order, as bytes; `None` in place of the end is a cut turn."""
+
+    turns: list[bytes | str]
+    end: int
+    version: int = 7
+    cut: bool = False
+    """The last turn has no end-of-turn token."""
+    seen: list[list[int]] = field(default_factory=list)
+    asked: list = field(default_factory=list)
+
+    async def generate(self, prompt_ids, sampling):
+        number = len(self.seen)
+        self.seen.append(list(prompt_ids))
+        self.asked.append(sampling)
+        turn = self.turns[number]
+        ids = list(turn.encode() if isinstance(turn, str) else turn)
+        ended = not (self.cut and number == len(self.turns) - 1)
+        ids = [*ids, self.end] if ended else ids
+        logprobs = tuple(-1.0 - i / 100 for i in range(len(ids)))
+        return Generation(tuple(ids), logprobs, "stop" if ended else "length", self.version)
+
+
+def make_renderer(name="tags") -> Renderer:
+    tokenizer, dialect = byte_tokenizer(), get_dialect(name, decision_tokens=False)
+    prepare_tokenizer(tokenizer, dialect)
+    return Renderer(tokenizer, dialect)
+
+
+@pytest.fixture(scope="module", params=["tags", "tools"])
+def renderer(request) -> Renderer:
+    return make_renderer(request.param)
+
+
+@pytest.fixture(scope="module")
+def tags() -> Renderer:
+    return make_renderer()
+
+
+def run(renderer, turns, *, tool=None, cut=False, question=QUESTION, **limits):
+    engine = Script(turns, renderer.end_id, cut=cut)
+    limits = EpisodeLimits(**({"context_tokens": 4096} | limits))
+    (episode,) = EpisodeRunner(engine, renderer, tool or Dictionary(), limits).run([question], [5])
+    return episode, engine
+
+
+def search_turn(renderer) -> str:
+    if renderer.dialect.name == "tags":
+        return SEARCH
+    return '<think>\nI search.\n</think>\n<tool_call>\n{"name": "search", "arguments": {"query": "liquid"}}\n</tool_call>'
+
+
+def test_an_episode(renderer):
+    turn = search_turn(renderer)
+    episode, engine = run(renderer, [turn, ANSWER])
+    assert (episode.finish, episode.answer, episode.queries, episode.retrieved) == (
+        FinishReason.ANSWER, "mercury", ("liquid",), ("hg",),
+    )  # fmt: skip
+    assert [t.version for t in episode.turns] == [7, 7]
+    assert [t.ended for t in episode.turns] == [True, True]
+    assert bytes(episode.turns[0].ids[:-1]).decode() == turn
+    assert "Mercury is liquid." in bytes(i for i in episode.turns[1].context_ids if i < 256).decode()
+    assert episode.turns[0].ids[-1] == renderer.end_id
+    assert all(s.stop_ids == (renderer.end_id,) for s in engine.asked)
+    assert engine.asked[0].seed != engine.asked[1].seed
+
+
+def test_the_row_is_the_text_that_the_template_would_render(renderer):
+    """Rollouts and SFT build the same chain: what is trained is what inference sees."""
+    episode, _ = run(renderer, [search_turn(renderer), ANSWER])
+    row = training_row(episode, 1.0)
+    conversation = episode.to_conversation(renderer.dialect.tools)
+    assert row.ids == renderer.encode("".join(piece.text for piece in renderer.chain(conversation)))
+    trained = [w > 0 for w in renderer.samples(conversation)[0].weights]
+    assert row.trained == trained
+
+
+def test_trap_14_nothing_sampled_is_tokenised_again(renderer):
+    """The bytes 0xFF 0xFE are no UTF-8: decoded and encoded again they would be six other tokens."""
+    odd = search_turn(renderer).encode() + b"\xff\xfe"
+    episode, engine = run(renderer, [odd, ANSWER])
+    first, second = episode.turns
+    assert engine.seen[0] == list(first.context_ids)
+    assert engine.seen[1] == [*first.context_ids, *first.ids, *second.context_ids]
+    assert list(first.ids) == [*odd, renderer.end_id]
+    row = training_row(episode, 1.0)
+    assert row.ids == [*engine.seen[1], *second.ids]
+    assert row.logprobs[len(first.context_ids) :][: len(first.ids)] == list(first.logprobs)
+
+
+def test_trap_14_only_sampled_tokens_are_trained(renderer):
+    episode, _ = run(renderer, [search_turn(renderer), ANSWER])
+    row = training_row(episode, 1.0)
+    trained = bytes(i for i, t in zip(row.ids, row.trained, strict=True) if t and i < 256).decode()
+    assert trained == search_turn(renderer) + ANSWER
+    assert "Mercury is liquid." not in trained
+
+
+def test_malformed_turns(renderer):
+    episode, _ = run(renderer, ["hello", ANSWER])
+    assert (episode.finish, episode.malformed) == (FinishReason.ANSWER, 1)
+    episode, _ = run(renderer, ["hello", "hello"])
+    assert (episode.finish, len(episode.turns)) == (FinishReason.MALFORMED, 2)
+
+
+def test_max_turns(renderer):
+    episode, _ = run(renderer, [search_turn(renderer)] * 2, max_turns=2)
+    assert (episode.finish, len(episode.turns)) == (FinishReason.MAX_TURNS, 2)
+
+
+@pytest.mark.parametrize("turn", ["<think>\non and on", SEARCH])
+def test_a_turn_without_an_end_is_length(tags, turn):
+    episode, _ = run(tags, [turn], cut=True)
+    assert (episode.finish, episode.turns[0].ended, episode.answer) == (FinishReason.LENGTH, False, None)
+    assert not episode.retrieved  # what nobody reads was not retrieved
+
+
+def test_trap_14_a_dead_server_is_no_failure_of_the_policy(tags):
+    episode, _ = run(tags, [SEARCH], tool=Broken())
+    assert (episode.finish, episode.error) == (FinishReason.TOOL_ERROR, "the server is down")
+    assert not any("No results." in m.content for m in episode.messages)
+
+
+def test_an_answer_in_a_cut_turn_counts(tags):
+    episode, _ = run(tags, [ANSWER + " and so on"], cut=True)
+    assert (episode.finish, episode.answer) == (FinishReason.ANSWER, "mercury")
+
+
+def test_context_full(tags):
+    prompt = len(run(tags, [ANSWER])[1].seen[0])
+    turn = len(SEARCH) + 1
+    # After the first turn no 8 tokens are left for another.
+    episode, engine = run(tags, [SEARCH], context_tokens=prompt + turn + 20, turn_tokens=500)
+    assert (episode.finish, len(episode.turns)) == (FinishReason.CONTEXT_FULL, 1)
+    assert engine.asked[0].max_tokens == turn + 20  # the room, not the turn's limit
+    assert len(training_row(episode, 0.0).ids) == prompt + turn
+
+
+def test_a_small_turn_limit_is_honoured(tags):
+    _, engine = run(tags, [ANSWER], turn_tokens=4)
+    assert engine.asked[0].max_tokens == 4
+
+
+def test_a_prompt_longer_than_the_context_is_one_sentence(tags):
+    with pytest.raises(InputError, match=r"question 'q' has \d+ tokens; raise context_tokens above 100"):
+        run(tags, [ANSWER], context_tokens=100)
+
+
+def test_without_turns(tags):
+    episode, _ = run(tags, [ANSWER])
+    assert without_turns(episode).turns == ()
+    assert without_turns(episode).messages == episode.messages
+
+
+def test_the_tiny_model_gives_the_same_episodes_alone_and_together(tmp_path, tags):
+    engine = make_engine("transformers", tiny_model_folder(tmp_path / "m"), 1024)
+    limits = EpisodeLimits(turn_tokens=10, context_tokens=1024)
+    questions = [Question(str(i), "why? " * (i + 1), ("x",)) for i in range(4)]
+    runner = EpisodeRunner(engine, tags, Dictionary(), limits)
+    together = runner.run(questions, [1, 2, 3, 4])
+    assert all(e.finish is FinishReason.LENGTH and len(e.turns[0].ids) == 10 for e in together)
+    for question, seed, expected in zip(questions, [1, 2, 3, 4], together, strict=True):
+        (alone,) = runner.run([question], [seed])
+        assert alone.turns[0].ids == expected.turns[0].ids
+        row = training_row(alone, 0.0)
+        prompt = tags.prompt(alone.messages[:2], tags.dialect.tools).text
+        assert row.ids == [*tags.encode(prompt), *alone.turns[0].ids]
+
+
+def test_episodes_do_not_wait_for_each_other(tags):
+    """The first question's search takes until the second has finished: a barrier would hang."""
+
+    class Slow(Dictionary):
+        def __init__(self):
+            self.done = asyncio.Event()
+
+        async def search(self, queries):
+            await asyncio.wait_for(self.done.wait(), 10)
+            return await super().search(queries)
+
+    tool = Slow()
+
+    class Both:
+        version = 0
+
+        async def generate(self, prompt_ids, sampling):
+            text = bytes(i for i in prompt_ids if i < 256).decode(errors="ignore")
+            wants = "slow one" in text and "Mercury" not in text
+            if not wants and "slow one" not in text:
+                tool.done.set()
+            ids = [*(SEARCH if wants else ANSWER).encode(), tags.end_id]
+            return Generation(tuple(ids), (-1.0,) * len(ids), "stop", 0)
+
+    questions = [Question("a", "slow one", ("x",)), Question("b", "fast", ("x",))]
+    found = EpisodeRunner(Both(), tags, tool, EpisodeLimits(context_tokens=4096)).run(questions, [0, 1])
+    assert [len(e.turns) for e in found] == [2, 1]

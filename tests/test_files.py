@@ -1,0 +1,226 @@
+"""The reader and writer of rows: write -> read identity in every format, atomic writing, one sentence for bad input."""
+
+import gzip
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from project import files
+from project.errors import InputError
+from project.files import atomic_path, file_digest, read_records, read_rows, write_records, write_rows, write_text
+from project.records import Conversation, Message, Passage, Question, Step, ToolCall, Trace
+
+FORMATS = ["a.jsonl", "a.jsonl.gz", "a.parquet"]
+
+
+def tool(name: str, **properties: object) -> dict:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+
+
+SEARCH = tool("search", queries={"type": "array", "items": {"type": "string"}}, topk={"type": "integer", "default": None})
+VISIT = tool("visit", url={"type": "string", "enum": ["a", None]}, options={})
+
+
+def conversation(ident: str, *calls: ToolCall, **fields: object) -> Conversation:
+    return Conversation(ident, (Message("user", "q"), Message("assistant", "t", calls)), **fields)
+
+
+CONVERSATIONS = [
+    conversation("list", ToolCall("search", {"queries": ["a", "b"]}), tools=(SEARCH,)),
+    conversation("two tools", ToolCall("search", {"queries": []}), ToolCall("visit", {"url": "u"}, "1"), tools=(SEARCH, VISIT)),
+    conversation("empty objects", ToolCall("visit", {"options": {}}), tools=(tool("visit"),), extra_info={}),
+    conversation("no arguments", ToolCall("visit", {})),
+    conversation(
+        "null", ToolCall("visit", {"url": None, "list": [None, {"a": None}]}), extra_info={"a": None, "b": [None], "c": {}}
+    ),
+    conversation("other", ToolCall("other", {"url": 3, "queries": {"a": 1}}), answers=("x",), extra_info={"a": "1", "b": 2.5}),
+    conversation("half a pair", ToolCall("search", {"q": "\ud800"}), question="Tögrög 🙂 \u2028\n\t\x00"),
+    Conversation("no messages", (), group="g"),
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("order", [1, -1])
+def test_conversations_survive(tmp_path, name, order):
+    wanted = CONVERSATIONS[::order]
+    assert write_records(tmp_path / name, wanted) == len(wanted)
+    assert read_records(tmp_path / name, Conversation.from_row) == wanted
+    assert [row for _, row in read_rows(tmp_path / name)] == [c.to_row() for c in wanted], "the rows too, key by key"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_trap_17_no_null_of_arrow_reaches_a_tool_schema(tmp_path, name):
+    """Arrow merges the parameter names of different tools and fills the absent ones with nulls."""
+    write_records(tmp_path / name, CONVERSATIONS[:3])
+    read = read_records(tmp_path / name, Conversation.from_row)
+    assert json.dumps(read[1].tools) == json.dumps([SEARCH, VISIT])
+    assert list(read[1].messages[1].tool_calls[1].arguments) == ["url"]
+
+
+def test_trap_17_foreign_parquet_loses_only_the_nulls_in_objects(tmp_path):
+    """A file of another system holds structs: there Arrow has merged the keys already."""
+    visit = tool("visit", url={"type": "string", "enum": ["a", None]})
+    wanted = [CONVERSATIONS[0], replace(CONVERSATIONS[1], tools=(SEARCH, visit))]
+    rows = [c.to_row() | {"extra_info": {"split": "train"}, "context": "{plain text"} for c in wanted]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    read = [row for _, row in read_rows(tmp_path / "a.parquet")]
+    assert read[0]["tools"][0]["function"]["parameters"]["properties"].keys() == {"queries", "topk"}
+    assert read[1]["tools"][1]["function"]["parameters"]["properties"]["url"]["enum"] == ["a", None]
+    assert read[0]["context"] == "{plain text"
+    assert [Conversation.from_row(row).messages for row in read] == [c.messages for c in wanted]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "records",
+    [
+        [Question("1", "q", ()), Question("2", "q", ("a", "b"), ("p",), True, "k", "g", {"a": {}})],
+        [Question("1", "q", ("a",), needs_search=None), Question("2", "q", (), needs_search=False)],
+        [Trace("1", "q", (), (Step("answer", "a"),), None), Trace("2", "q", ("a",), (), False, "s")],
+        [Passage("1", "T", "x"), Passage("2", "", "", "s", 1, 2)],
+    ],
+)
+def test_other_records_survive(tmp_path, name, records):
+    write_records(tmp_path / name, records)
+    assert read_records(tmp_path / name, type(records[0]).from_row) == records
+
+
+cells = (
+    st.none()
+    | st.booleans()
+    | st.text(max_size=3)
+    | st.dictionaries(st.sampled_from("ab"), st.none() | st.integers(0, 3), max_size=2)
+)
+lists = st.lists(cells, max_size=3)
+row_lists = st.lists(
+    st.fixed_dictionaries(
+        {"id": st.text(max_size=3)},
+        optional={
+            "extra_info": cells | lists,
+            "messages": lists,
+            "flag": st.none() | st.booleans(),
+            "score": st.none() | st.floats(0, 1),
+            "names": st.none() | st.lists(st.none() | st.text(max_size=2), max_size=2),
+            "object": st.none() | st.dictionaries(st.sampled_from("xyz"), cells, max_size=2),
+        },
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(rows=row_lists)
+def test_rows_survive(tmp_path_factory, name, rows):
+    """Absent keys stay absent and nulls stay null, whatever the other rows hold."""
+    path = tmp_path_factory.mktemp("rows") / name
+    assert write_rows(path, rows) == len(rows)
+    assert list(read_rows(path)) == list(enumerate(rows, 1))
+
+
+def test_parquet_row_groups_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROW_GROUP_BYTES", 1_000)
+    rows: list[dict] = [
+        {"id": str(n), "text": "x" * 100, "extra_info": {"n": n}} | ({} if n % 3 else {"score": n / 2}) for n in range(40)
+    ]
+    rows[5]["score"] = None
+    write_rows(tmp_path / "a.parquet", iter(rows))
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups >= 4
+    assert [row for _, row in read_rows(tmp_path / "a.parquet")] == rows
+
+
+@pytest.mark.parametrize("last", [{"id": "x", "late": 1}, {"id": 3}, {"id": "\ud800"}])
+def test_parquet_refuses_what_it_would_lose(tmp_path, monkeypatch, last):
+    """A column that first appears after the first row group, or changes its type, is an error and not a silent loss."""
+    monkeypatch.setattr(files, "ROW_GROUP_BYTES", 1_000)
+    with pytest.raises(InputError, match=r"a.parquet cannot hold rows of different columns or types \(.*write .jsonl"):
+        write_rows(tmp_path / "a.parquet", [*({"id": "x" * 100} for _ in range(20)), last])
+    assert not list(tmp_path.glob("*a.parquet*"))
+
+
+def test_a_json_list_and_blank_lines(tmp_path):
+    (tmp_path / "a.json").write_text('[{"id": 1},\n {"id": 2}]')
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b'{"id": 1}'))
+    (tmp_path / "c.jsonl").write_text('{"id": 1}\n\n{"id": 2}')
+    assert list(read_rows(tmp_path / "a.json")) == [(1, {"id": 1}), (2, {"id": 2})]
+    assert list(read_rows(tmp_path / "b.json.gz")) == [(1, {"id": 1})]
+    assert list(read_rows(str(tmp_path / "c.jsonl"))) == [(1, {"id": 1}), (3, {"id": 2})], "numbers are those of the file"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.jsonl", None, "does not exist"),
+        ("a.csv", b"a,b", "suffix '.csv'; expected"),
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.jsonl", b"\n \n", "holds no rows"),
+        ("a.json", b"[]", "holds no rows"),
+        ("a.jsonl", b'{"id": 1}\n{"id": \n', r"line 2: not JSON \("),
+        ("a.jsonl", b'{"id": 1}\n[1]\n', "line 2: a JSON list, expected an object"),
+        ("a.jsonl", b"[" * 100_000, "line 1: JSON that cannot be read"),
+        ("a.jsonl", b'{"id": ' + b"1" * 5_000 + b"}", "line 1: JSON that cannot be read"),
+        ("a.jsonl", b'{"id": "\xff"}', "is damaged"),
+        ("a.jsonl.gz", b'{"id": 1}', "is damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"id": "' + bytes(range(32, 127)) * 99 + b'"}\n')[:-40], "is damaged"),
+        ("a.json", b"[{]", "line 1: not JSON"),
+        ("a.json", b"[" * 100_000, "cannot be read"),
+        ("a.json", b'[{"id": 1}, 3]', "line 2: a JSON int"),
+        ("a.parquet", b"PAR1 no", "is not a Parquet file"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, name, data, words):
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=words) as error:
+        list(read_rows(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_status == 2
+
+
+def test_a_wrong_row_is_named_by_file_and_line(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"id": "1", "question": "q", "answers": []}\n\n{"id": "2", "answers": []}\n')
+    with pytest.raises(InputError, match=r"q.jsonl, line 3: field 'question' is missing"):
+        read_records(tmp_path / "q.jsonl", Question.from_row)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_writing_is_atomic(tmp_path, name):
+    """A run that dies while writing leaves the old file, and no part of the new one."""
+    write_rows(tmp_path / name, [{"id": "old"}])
+    before = set(tmp_path.iterdir())
+
+    def rows():
+        yield {"id": "new"}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(tmp_path / name, rows())
+    assert [row for _, row in read_rows(tmp_path / name)] == [{"id": "old"}]
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_writing_makes_folders_and_refuses_other_suffixes(tmp_path):
+    write_text(tmp_path / "new" / "card.md", "é\n")
+    assert (tmp_path / "new" / "card.md").read_text(encoding="utf-8") == "é\n"
+    assert (tmp_path / "new" / "card.md").stat().st_mode & 0o777 == 0o644
+    with pytest.raises(InputError, match=r"a.csv cannot be written; its suffix must be"):
+        write_rows(tmp_path / "a.csv", [{}])
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "b") as partial:
+        partial.write_text(str(1 / 0))
+    assert not (tmp_path / "b").exists()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_digest_names_the_content(tmp_path):
+    for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
+        (tmp_path / name).write_text(text)
+    digests = [file_digest(tmp_path / name) for name in "abc"]
+    assert digests[0] == digests[1] == "2d711642b726b044"  # printf x | sha256sum
+    assert digests[2] != digests[0]
