@@ -147,12 +147,17 @@ class PPO(SearchAgent):
         return torch.optim.AdamW(groups, self.learning_rate, weight_decay=0.0)
 
     def on_fit_start(self) -> None:
-        """Start the engine inside Lightning's process group, and give it the weights of a resumed run."""
+        """Start the engine inside Lightning's process group."""
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if world != self.trainer.world_size:
             raise EngineError(f"the process group has {world} ranks and the trainer {self.trainer.world_size}; restart the run")
         self._start_engine()
+
+    def on_train_start(self) -> None:
+        """Give the engine the weights of a resumed run (nothing may be logged earlier); its version goes on counting updates."""
         if int(self.updates):
+            assert self._engine is not None
+            self._engine.version = int(self.updates) - 1
             self._sync()
 
     # --- one update --------------------------------------------------------------------------------------------------

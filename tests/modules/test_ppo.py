@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import tiny_model_folder
 from transformers import AutoModelForCausalLM
 
@@ -325,6 +326,31 @@ def test_trap_14_an_engine_without_the_new_weights_stops_the_run(folder, server,
     module = make(folder, url=server.url, engine=Stale, learning_rate=0.5, ppo={"canary_tolerance": 0.01})
     with pytest.raises(EngineError, match="after sync 1 engine and trainer differ"):
         fit(module, questions, tmp_path)
+
+
+def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, tmp_path):
+    def run(name, steps, ckpt_path=None):
+        torch.manual_seed(0)
+        limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048)
+        numbers = PPOSettings(episodes_per_question=4, minibatch_episodes=8, micro_episodes=4)
+        module = PPO(
+            str(folder), SETTINGS, None, server.url, engine="transformers", limits=limits, ppo=numbers, lora=LoRA(4, 8.0),
+            precision="float32", learning_rate=1e-2,
+        )  # fmt: skip
+        module._engine = Script(str(folder))
+        saving = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
+        trainer = Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=-1,
+            max_steps=steps, default_root_dir=tmp_path / name, callbacks=[saving],
+        )  # fmt: skip
+        trainer.fit(module, QuestionDataModule(questions, batch_questions=2), ckpt_path=ckpt_path)
+        assert module._engine.version == int(module.updates) == 3
+        return {n: p.detach().clone() for n, p in module.state_dict().items()}
+
+    # 2 batches an epoch: the stop at 1 is inside the first, and 3 steps reach into the second.
+    whole = run("whole", 3)
+    resumed = run("resumed", 3, str(tmp_path / "whole" / "step=1.ckpt"))
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
 
 
 def test_index_and_address_exclude_each_other(folder, index):

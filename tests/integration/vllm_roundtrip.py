@@ -1,0 +1,73 @@
+"""Run in a process of its own by `test_vllm.py`: rollouts and a weight sync in the real vLLM, printed as one JSON line."""
+
+import asyncio
+import json
+import random
+import sys
+
+from project.runtime import prepare_process
+
+prepare_process()
+
+import torch  # noqa: E402
+
+from project.dialects import get_dialect  # noqa: E402
+from project.modules.policy import LoRA, Policy, load_tokenizer  # noqa: E402
+from project.rendering import Renderer  # noqa: E402
+from project.rollouts.engines import Sampling, make_engine  # noqa: E402
+
+
+def policy_score(policy, prompt, ids):
+    whole = torch.tensor([prompt + ids])
+    with torch.no_grad():
+        hidden = policy(whole, torch.ones_like(whole))[0, len(prompt) - 1 : -1]
+        return policy.head(hidden).float().log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def gap(engine, policy, prompt, ids):
+    return float((torch.tensor(engine.score(prompt, ids)) - policy_score(policy, prompt, ids)).abs().mean())
+
+
+def main(folder):
+    dialect = get_dialect("tools")
+    tokenizer, _ = load_tokenizer(folder, dialect)
+    renderer = Renderer(tokenizer, dialect)
+    policy = Policy(folder, tokenizer, [], LoRA())
+    random.seed(5), torch.manual_seed(5)
+    engine = make_engine("vllm", folder, 512)
+    drawn = random.random(), float(torch.rand(()))
+    random.seed(5), torch.manual_seed(5)
+    result = {"rng_kept": drawn == (random.random(), float(torch.rand(())))}
+    prompts = [renderer.encode(f"<|im_start|>user\nWhat is the capital of {c}?<|im_end|>\n<|im_start|>assistant\n") for c in
+               ("France", "Japan", "Peru")]  # fmt: skip
+
+    async def together(temperature):
+        sampling = Sampling(temperature, 24, (renderer.end_id,), 3)
+        return await asyncio.gather(*(engine.generate(prompt, sampling) for prompt in prompts))
+
+    first = asyncio.run(together(0.0))
+    result["text"] = renderer.decode(first[0].ids)
+    result["finish"] = [generation.finish for generation in first]
+    warm = asyncio.run(together(0.5))[0]
+    ids = list(warm.ids)
+    whole = torch.tensor([prompts[0] + ids])
+    with torch.no_grad():
+        hidden = policy(whole, torch.ones_like(whole))[0, len(prompts[0]) - 1 : -1]
+        processed = (policy.head(hidden).float() / 0.5).log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+    result["processed_gap"] = float((torch.tensor(warm.logprobs) - processed).abs().mean())
+    result["gap_before"] = gap(engine, policy, prompts[0], list(first[0].ids))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    result["gap_stale"] = gap(engine, policy, prompts[0], list(first[0].ids))
+    result["changed"] = engine.sync(policy.merged_weights())
+    result["gap_after"] = gap(engine, policy, prompts[0], list(first[0].ids))
+    after = asyncio.run(together(0.0))
+    result["version"] = after[0].version
+    result["moved"] = [a.ids for a in after] != [b.ids for b in first]
+    print("RESULT " + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
