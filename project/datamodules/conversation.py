@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class ConversationDataModule(LightningDataModule):
             batch_samples: conversations in one optimizer step, over all ranks and accumulated micro-batches.
             max_tokens: a longer sample is dropped whole and counted; no label is ever cut off.
             weights: loss weight per span kind, over the defaults (think 1.5, decision 2, the rest the agent writes 1).
-            limit: use only the first so many training conversations.
+            limit: use only so many training conversations, drawn by the seed.
             seed: of the order of the samples.
         """
         super().__init__()
@@ -60,8 +61,14 @@ class ConversationDataModule(LightningDataModule):
         module = self.trainer.lightning_module if self.trainer else None
         renderer: Renderer = module.make_renderer(self.weights)  # type: ignore[union-attr,operator]
         for name, conversations in sets.items():
-            chosen = conversations[: self.limit] if name == "train" else conversations
+            chosen = self._draw(conversations) if name == "train" else conversations
             self._samples[name] = self._render(name, chosen, renderer)
+
+    def _draw(self, conversations: list[Conversation]) -> list[Conversation]:
+        """Return `limit` of the conversations, drawn by the seed: a file ordered by source stays represented."""
+        if self.limit is None or self.limit >= len(conversations):
+            return conversations
+        return random.Random(self.seed).sample(conversations, self.limit)
 
     def _render(self, name: str, conversations: Sequence[Conversation], renderer: Renderer) -> list[Sample]:
         samples = [sample for conversation in conversations for sample in renderer.samples(conversation)]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class SearchAgent(LightningModule):
         self.renderer = Renderer(self.tokenizer, self.dialect, self.settings.history)
         self._engine: Engine | None = None
         self._server: ServerHandle | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._episodes: list[Episode] = []
 
     # --- lifetimes ---------------------------------------------------------------------------------------------------
@@ -78,11 +80,14 @@ class SearchAgent(LightningModule):
             self.retrieval_url = self._server.url
 
     def teardown(self, stage: str) -> None:
-        """Stop the server that this run started."""
+        """Stop the server that this run started, and remove the engine's copy of the model."""
         del stage
         if self._server is not None:
             self._server.close()
             self._server = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
 
     def _start_engine(self) -> None:
         if self._engine is None:
@@ -96,8 +101,8 @@ class SearchAgent(LightningModule):
         from project.modules.policy import Policy, export_merged
 
         policy = Policy(self.model_path, self.tokenizer, self._new_ids, None)
-        folder = Path(self.trainer.default_root_dir) / "engine_model"
-        return str(export_merged(policy, self.tokenizer, self.settings, folder))
+        self._scratch = tempfile.TemporaryDirectory(prefix="seeker-model-")
+        return str(export_merged(policy, self.tokenizer, self.settings, Path(self._scratch.name) / "model"))
 
     def on_test_start(self) -> None:
         """Start the engine once Lightning has set up its process group."""

@@ -154,7 +154,7 @@ class PPO(SearchAgent):
         self._start_engine()
 
     def on_train_start(self) -> None:
-        """Give the engine the weights of a resumed run (nothing may be logged earlier); its version goes on counting updates."""
+        """Give the engine the weights of a resumed run; its version goes on counting updates. Earlier hooks may not log."""
         if int(self.updates):
             assert self._engine is not None
             self._engine.version = int(self.updates) - 1

@@ -59,7 +59,7 @@ def main(folder):
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+                parameter.normal_(0, 0.06, generator=torch.Generator().manual_seed(1))
     result["gap_stale"] = gap(engine, policy, prompts[0], list(first[0].ids))
     result["changed"] = engine.sync(policy.merged_weights())
     result["gap_after"] = gap(engine, policy, prompts[0], list(first[0].ids))
