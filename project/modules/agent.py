@@ -180,7 +180,7 @@ class SearchAgent(LightningModule):
             self._keep_scores(episodes)
 
     def _report_decision(self, stage: str, episodes: list[Episode]) -> None:
-        known = [e for e in episodes if e.question.needs_search is not None]
+        known = [e for e in episodes if e.question.needs_search is not None and not e.finish.is_environment_failure]
         if known:
             searched = [
                 score_episode(e, self.reward)["decision_accuracy"] == float(bool(e.question.needs_search)) for e in known

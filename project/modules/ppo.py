@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from project.advantages import gae, whiten
 from project.environment.search import EpisodeLimits
-from project.errors import EngineError, TrainingError
+from project.errors import EngineError, InputError, TrainingError
 from project.losses import chunked_logprobs, explained_variance, k1_kl, ppo_policy_loss, value_loss
 from project.modules.agent import SearchAgent
 from project.modules.policy import AgentSettings, LoRA, Policy, Precision, export_merged
@@ -123,6 +123,9 @@ class PPO(SearchAgent):
         self.ppo, self.lora, self.precision_name = ppo, lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
         self.export_dir, self.seed = export_dir, seed
+        self._moved = False
+        if lora is not None and lora.dropout:
+            raise InputError(f"lora.dropout={lora.dropout} would make ratios differ from 1 before any step; PPO needs 0")
         self.policy: Policy | None = None
         self.critic: Critic | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
@@ -270,6 +273,7 @@ class PPO(SearchAgent):
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm)
         nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
         optimizer.step()
+        self._moved = self._moved or bool(metrics["grad_norm"] > 0)
         self.log_dict({f"ppo/{name}": value for name, value in metrics.items()})
 
     # --- sync and logs -----------------------------------------------------------------------------------------------
@@ -284,6 +288,12 @@ class PPO(SearchAgent):
         engine = torch.tensor(self._engine.score(prompt, canary))
         gap = float((engine - self._score(prompt, canary)).abs().mean())
         self.log_dict({"sync/changed_share": changed, "sync/canary_gap": gap, "sync/version": float(self._engine.version)})
+        if self._moved and changed == 0:
+            raise EngineError(
+                "the update moved the trainer and no weight of the engine: its deltas are rounded away; raise the learning "
+                "rate, or set precision float32"
+            )
+        self._moved = False
         if gap > self.ppo.canary_tolerance:
             raise EngineError(
                 f"after sync {self._engine.version} engine and trainer differ by {gap:.3f} nats a token on the canary, over "

@@ -91,11 +91,12 @@ class VLLMEngine:
                 with preserved_rng():
                     outputs = self._llm.llm_engine.step()
                 for output in outputs:
-                    if output.finished:
-                        self._waiting.pop(output.request_id).set_result(output)
+                    future = self._waiting.pop(output.request_id) if output.finished else None
+                    if future is not None and not future.done():
+                        future.set_result(output)
                 await asyncio.sleep(0)
         except Exception as error:
-            for future in self._waiting.values():
+            for future in (future for future in self._waiting.values() if not future.done()):
                 future.set_exception(EngineError(f"vLLM failed while generating: {error}"))
             self._waiting.clear()
             raise
@@ -115,7 +116,7 @@ class VLLMEngine:
         """Reload full weights, reset the prefix cache, raise the version; return the share of values that changed."""
         from safetensors.torch import load_file, save_file
 
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights}
+        state = {name: tensor.detach().cpu().clone() for name, tensor in weights}
         shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
         folder = Path(tempfile.mkdtemp(dir=shared, prefix="seeker-weights-"))
         try:
