@@ -317,14 +317,17 @@ def test_no_episode_to_train_is_one_sentence(folder):
         module._rollout([QUESTIONS[0]])
 
 
-def test_trap_14_an_engine_without_the_new_weights_stops_the_run(folder, server, questions, tmp_path):
+@pytest.mark.parametrize(
+    ("changed", "message"), [(0.0, "no weight of the engine"), (0.1, "after sync 1 engine and trainer differ")]
+)
+def test_trap_14_an_engine_without_the_new_weights_stops_the_run(folder, server, questions, tmp_path, changed, message):
     class Stale(Script):
         def sync(self, weights):
             self.version += 1
-            return 0.0
+            return changed
 
     module = make(folder, url=server.url, engine=Stale, learning_rate=0.5, ppo={"canary_tolerance": 0.01})
-    with pytest.raises(EngineError, match="after sync 1 engine and trainer differ"):
+    with pytest.raises(EngineError, match=message):
         fit(module, questions, tmp_path)
 
 
