@@ -24,7 +24,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from project.errors import InputError, SeekerError
 from project.parser_errors import one_sentence
@@ -47,6 +47,7 @@ HARMLESS = (
     ".*exists and is not empty.*",
     ".*You are using .* with `weights_only=False`.*",
     ".*LeafSpec.*",
+    ".*no pre-optimization state.*",
     ".*Total length of `list` across ranks is zero.*",
     ".*You have overridden `transfer_batch_to_device`.*",
     ".*sync_dist=True.*",
@@ -125,6 +126,9 @@ class SeekerCLI(LightningCLI):
         """Run, and give back what the module started (a server) even if it fails: Lightning tears down only what succeeds."""
         try:
             super()._run_subcommand(subcommand)
+        except SIGTERMException as stop:  # a SystemExit without a code: the process would end as if it were done
+            self.model.teardown(subcommand)
+            raise SystemExit(143) from stop
         except BaseException:
             self.model.teardown(subcommand)
             raise

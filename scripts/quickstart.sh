@@ -9,8 +9,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 state=lightning_logs/quickstart
-[[ ${1:-} == --again ]] && rm -rf "$state" data/quickstart
+[[ ${1:-} == --again ]] && rm -rf "$state" data/quickstart lightning_logs/runs/quickstart-*
 mkdir -p "$state"
+# Children inherit the lock, so a stage that outlives a killed script keeps a second one from training into its folder.
+exec 8>"$state/lock"
+flock -n 8 || { echo "quickstart: another run, or the last stage of one, is still at work; wait for it, or stop it" >&2; exit 2; }
 bash scripts/setup.sh
 seeker=.venv/bin/seeker
 runs=lightning_logs/runs
@@ -45,7 +48,10 @@ measure() {
 
 stage facts "$seeker" data facts --output_dir data/quickstart/facts
 stage index "$seeker" index build --passages data/quickstart/facts/passages.jsonl --output_dir data/quickstart/index
+new_sft=$([[ -f $state/sft.done ]] && echo 0 || echo 1)
 stage sft "$seeker" fit --config $configs/sft.yaml $(resume quickstart-sft)
+# A policy trained from an earlier SFT model is not continued from a new one.
+((new_sft == 0)) || rm -rf "$state/ppo.done" "$state"/test-*.done $runs/quickstart-ppo
 stage ppo "$seeker" fit --config $configs/ppo.yaml $(resume quickstart-ppo)
 measure base
 measure sft --model.model_path $runs/quickstart-sft/merged

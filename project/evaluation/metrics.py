@@ -1,4 +1,4 @@
-"""Metrics of one episode, and their means over many with a bootstrap confidence interval."""
+"""Metrics of one episode, and their means over many with a 95 % confidence interval."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from project.records import Episode, FinishReason
 from project.rewards.answer import evidence_recall
 
 RESAMPLES = 2000
+Z = 1.959964
+"""Two-sided 95 % point of the normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over n questions with its 95 % interval (percentile bootstrap)."""
+    """A mean over n questions with its 95 % interval."""
 
     mean: float
     low: float
@@ -50,13 +52,20 @@ def did_search(episode: Episode) -> bool:
 
 
 def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """Return the mean of the values that are not NaN and its bootstrap interval; all NaN for none."""
+    """Return the mean of the values that are not NaN and its interval; all NaN for none.
+
+    The interval is Wilson's (1927) for values that are all 0 or 1, which stays honest at 0 of n; else percentile bootstrap.
+    """
     known = np.asarray([v for v in values if not math.isnan(v)])
     if not len(known):
         return Estimate(math.nan, math.nan, math.nan, 0)
+    mean, n = float(known.mean()), len(known)
+    if set(known.tolist()) <= {0.0, 1.0}:
+        centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
+        return Estimate(mean, max(0.0, (centre - spread) / (1 + Z**2 / n)), min(1.0, (centre + spread) / (1 + Z**2 / n)), n)
     draws = np.random.default_rng(seed).integers(0, len(known), (RESAMPLES, len(known)))
     low, high = np.quantile(known[draws].mean(1), [0.025, 0.975])
-    return Estimate(float(known.mean()), float(low), float(high), len(known))
+    return Estimate(mean, float(low), float(high), n)
 
 
 def binary_scores(predicted: Sequence[bool], gold: Sequence[bool]) -> dict[str, float]:

@@ -170,7 +170,7 @@ class SearchAgent(LightningModule):
             summary = estimate([row[name] for row in scores])
             if summary.n:
                 self.log(f"{stage}/{name}", summary.mean, rank_zero_only=True)
-                if stage == "test" and not name.startswith("finish_"):
+                if stage == "test":
                     self.log_dict(
                         {f"test/{name}_low": summary.low, f"test/{name}_high": summary.high, f"test/{name}_n": summary.n}
                     )
@@ -191,7 +191,8 @@ class SearchAgent(LightningModule):
     def _keep_scores(self, episodes: list[Episode]) -> None:
         folder = Path(self.trainer.default_root_dir)
         scores, conversations = folder / "scores.jsonl", folder / "conversations.jsonl"
-        write_rows(scores, ({"question_id": e.question.id, "kind": e.question.kind, **self._finite(e)} for e in episodes))
+        scored = [e for e in episodes if not e.finish.is_environment_failure]
+        write_rows(scores, ({"question_id": e.question.id, "kind": e.question.kind, **self._finite(e)} for e in scored))
         write_rows(conversations, (without_turns(e).to_conversation(self.dialect.tools).to_row() for e in episodes))
         self._keep(scores)
         self._keep(conversations)

@@ -220,16 +220,18 @@ def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folde
     from transformers import AutoModelForCausalLM
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    base = policy.causal_lm
-    with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(base.config, dtype=base.dtype)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.merged_weights()}
-    plain.save_pretrained(partial, state_dict=state)
-    tokenizer.save_pretrained(partial)
-    (partial / SETTINGS_FILE).write_text(json.dumps(settings.__dict__, indent=1) + "\n")
-    partial.chmod(0o755)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.replace(folder)
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as scratch:
+        partial, old = Path(scratch) / "new", Path(scratch) / "old"
+        base = policy.causal_lm
+        with torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(base.config, dtype=base.dtype)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.merged_weights()}
+        plain.save_pretrained(partial, state_dict=state)
+        tokenizer.save_pretrained(partial)
+        (partial / SETTINGS_FILE).write_text(json.dumps(settings.__dict__, indent=1) + "\n")
+        if folder.exists():
+            folder.replace(old)
+        partial.replace(folder)
     return folder

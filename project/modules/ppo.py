@@ -270,6 +270,8 @@ class PPO(SearchAgent):
         assert self.policy is not None
         assert self.critic is not None
         trained = [p for p in self.policy.parameters() if p.requires_grad]
+        if all(p.grad is None for p in trained):
+            raise TrainingError(f"no gradient reached any of the policy's {len(trained)} trained tensors; check its adapter")
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm)
         nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
         optimizer.step()

@@ -1,7 +1,7 @@
 """Runs side by side: `seeker compare RUN RUN…`, `seeker runs`, `seeker lineage RUN`.
 
 What differs is shown and what is equal left out. Metrics are the last value logged, with n and the 95 % interval where the
-run logged them (`n`, `NAME_low`, `NAME_high`); runs that kept scores per question are tested pairwise against the first.
+run logged them (`n`, `NAME_low`, `NAME_high`); runs that kept scores per question are tested in pairs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def compare(run: list[str], output_file: Path | None = None) -> None:
     """Show runs side by side: `seeker compare RUN RUN…`.
 
     Args:
-        run: names or ids of the runs; a name means its newest run; the first is what the others are tested against.
+        run: names or ids of the runs; a name means its newest run.
         output_file: also write what is shown as JSON.
     """
     if len(run) < 2:
@@ -49,7 +50,7 @@ def compare(run: list[str], output_file: Path | None = None) -> None:
     console = _console()
     for title, rows in {"origin": origins, "parameters that differ": params, "metrics": metrics}.items():
         console.print(_table(title, names, rows) if rows else f"{title}: none")
-    console.print(_paired_table(names[0], paired) if paired else "paired test: no runs with scores for common questions")
+    console.print(_paired_table(paired) if paired else "paired test: no runs with scores for common questions")
 
 
 def runs() -> None:
@@ -100,7 +101,7 @@ def metric_rows(metrics: list[dict[str, float]]) -> Rows:
     """Return a row a metric; `em` with `em_low`, `em_high` and `n` becomes `0.812 [0.75, 0.87] n=200`."""
 
     def folded(name: str) -> bool:
-        return any(name == f"{base}{end}" for of in metrics for base in of for end in ("_low", "_high"))
+        return any(name == f"{base}{end}" for of in metrics for base in of for end in ("_low", "_high", "_n"))
 
     keys = sorted({key for of in metrics for key in of if not folded(key)})
     return {key: [_metric_text(of, key) for of in metrics] for key in keys}
@@ -111,21 +112,21 @@ def _metric_text(metrics: Mapping[str, float], key: str) -> str:
         return "-"
     text = f"{metrics[key]:.4g}"
     low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
-    n = metrics.get(f"{key.rpartition('/')[0]}/n", metrics.get("n"))
+    n = metrics.get(f"{key}_n", metrics.get(f"{key.rpartition('/')[0]}/n", metrics.get("n")))
     if low is not None and high is not None:
         text += f" [{low:.3g}, {high:.3g}]" + (f" n={n:.0f}" if n is not None else "")
     return text
 
 
 def paired_rows(runs: list[Run]) -> list[dict[str, Any]]:
-    """Return the paired test of each run against the first, where both kept scores for common questions."""
+    """Return the paired test of each run against each one before it, where both kept scores for common questions."""
     from project.tracking.paired import paired_results
 
     scores = [_scores(one) for one in runs]
     return [
-        {"run": str(one.info.run_name)} | result.to_row()
-        for one, of in zip(runs[1:], scores[1:], strict=True)
-        for result in paired_results(scores[0], of)
+        {"run": str(runs[later].info.run_name), "against": str(runs[earlier].info.run_name)} | result.to_row()
+        for earlier, later in combinations(range(len(runs)), 2)
+        for result in paired_results(scores[earlier], scores[later])
     ]
 
 
@@ -183,12 +184,12 @@ def _table(title: str, names: list[str], rows: Rows) -> Table:
     return table
 
 
-def _paired_table(first: str, rows: list[dict[str, Any]]) -> Table:
+def _paired_table(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    title = f"paired with {first}: difference [95 % interval], bootstrap of the common questions"
-    table = Table("run", "metric", "n", "difference", "p", title=title, title_justify="left")
+    title = "paired: difference [95 % interval], bootstrap of the common questions"
+    table = Table("run", "against", "metric", "n", "difference", "p", title=title, title_justify="left")
     for row in rows:
         change = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        table.add_row(row["run"], row["metric"], str(row["n"]), change, f"{row['p']:.4f}")
+        table.add_row(row["run"], row["against"], row["metric"], str(row["n"]), change, f"{row['p']:.4f}")
     return table
