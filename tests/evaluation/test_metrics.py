@@ -86,10 +86,18 @@ def test_the_interval_covers_the_truth_about_95_times_in_100():
     assert 178 <= covered <= 198  # 95 % of 200 is 190, less a little for n = 50
 
 
+def test_no_success_in_200_is_not_certainty():
+    # Wilson at p = 0: high = z^2 / (n + z^2) = 3.84146 / 203.84146 = 0.018845
+    found = estimate([0.0] * 200)
+    assert (found.mean, found.low, found.n) == (0.0, 0.0, 200)
+    assert found.high == pytest.approx(0.018845, abs=1e-6)
+
+
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
 def test_the_interval_holds_the_mean_and_depends_only_on_the_values(values):
     found = estimate(values)
-    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+    least, most = (0.0, 1.0) if set(values) <= {0.0, 1.0} else (min(values), max(values))
+    assert least - 1e-9 <= found.low <= found.high <= most + 1e-9
     assert found == estimate(values)
 
 
