@@ -66,7 +66,16 @@ def test_trap_19_compare_pairs_runs_by_question(tmp_path: Path, capsys: CaptureF
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["parameters"] == {"lr": ["0.1", "0.2"]}
     assert report["paired"] == [
-        {"run": "sft", "against": "base", "metric": "em", "n": 3, "difference": 1.0, "low": 1.0, "high": 1.0, "p": approx(1 / 10_001)}
+        {
+            "run": "sft",
+            "against": "base",
+            "metric": "em",
+            "n": 3,
+            "difference": 1.0,
+            "low": 1.0,
+            "high": 1.0,
+            "p": approx(1 / 10_001),
+        }
     ]
     assert report["runs"][1]["seeker.parent"] == base
 
