@@ -78,7 +78,8 @@ def test_a_request_gives_the_same_tokens_alone_and_among_others(engine, temperat
 
 def test_seeds_make_the_difference(engine):
     first, again, other = generate(engine, [PROMPTS[0]] * 3, [sampling(seed=1), sampling(seed=1), sampling(seed=2)])
-    assert first == again
+    assert first.ids == again.ids
+    assert first.logprobs == pytest.approx(again.logprobs, abs=1e-5)  # a batch may be summed in another order
     assert first.ids != other.ids
 
 
