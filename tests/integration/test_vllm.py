@@ -42,7 +42,11 @@ def test_trap_14_a_sync_moves_the_engine_to_the_unmerged_trainer(result):
     assert result["gap_after"] < 0.1
     assert result["changed"] > 0.1
     assert result["version"] == 1
-    assert result["moved"], "the prefix cache must not answer with the old weights"
+
+
+def test_trap_14_a_generation_after_a_sync_uses_no_cached_prefix_of_the_old_weights(result):
+    assert result["gap_generated"] < 0.05
+    assert result["gap_to_old"] > 2 * result["gap_generated"]
 
 
 def test_starting_vllm_keeps_the_random_state(result):

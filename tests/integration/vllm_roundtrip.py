@@ -32,14 +32,16 @@ def main(folder):
     dialect = get_dialect("tools")
     tokenizer, _ = load_tokenizer(folder, dialect)
     renderer = Renderer(tokenizer, dialect)
+    torch.manual_seed(0)
     policy = Policy(folder, tokenizer, [], LoRA())
     random.seed(5), torch.manual_seed(5)
     engine = make_engine("vllm", folder, 512)
     drawn = random.random(), float(torch.rand(()))
     random.seed(5), torch.manual_seed(5)
     result = {"rng_kept": drawn == (random.random(), float(torch.rand(())))}
-    prompts = [renderer.encode(f"<|im_start|>user\nWhat is the capital of {c}?<|im_end|>\n<|im_start|>assistant\n") for c in
-               ("France", "Japan", "Peru")]  # fmt: skip
+    filler = "Answer in a few words. " * 50  # longer than a block of the prefix cache
+    opening = f"<|im_start|>system\n{filler}<|im_end|>\n<|im_start|>user\nWhat is the capital of "
+    prompts = [renderer.encode(f"{opening}{c}?<|im_end|>\n<|im_start|>assistant\n") for c in ("France", "Japan", "Peru")]
 
     async def together(temperature):
         sampling = Sampling(temperature, 24, (renderer.end_id,), 3)
@@ -65,7 +67,10 @@ def main(folder):
     result["gap_after"] = gap(engine, policy, prompts[0], list(first[0].ids))
     after = asyncio.run(together(0.0))
     result["version"] = after[0].version
-    result["moved"] = [a.ids for a in after] != [b.ids for b in first]
+    generated = torch.tensor(after[0].logprobs)
+    result["gap_generated"] = float((generated - policy_score(policy, prompts[0], list(after[0].ids))).abs().mean())
+    with policy.reference():
+        result["gap_to_old"] = float((generated - policy_score(policy, prompts[0], list(after[0].ids))).abs().mean())
     print("RESULT " + json.dumps(result))
 
 
