@@ -1,7 +1,6 @@
 """Searches from a thread of their own, so that an engine that holds the event loop while it computes never delays them.
 
-An in-process engine blocks the loop for a whole step; a request on that loop needs several turns of it, and timed out while
-the server was idle.
+An in-process engine blocks the loop for a whole step; a request on that loop needs several turns of it.
 """
 
 from __future__ import annotations
