@@ -34,6 +34,21 @@ def whiten(advantages_N: Tensor) -> Tensor:
     return centred / centred.std(correction=0).clamp_min(1e-6)
 
 
+def leave_one_out(rewards_E: Tensor, groups_E: Tensor) -> Tensor:
+    """Return each episode's reward minus the mean of the others of its group (RLOO, Kool et al. 2019, Ahmadian et al. 2024).
+
+    What the others earned does not depend on what this episode did, so the policy gradient stays unbiased; an episode that
+    is alone keeps its reward.
+
+    Args:
+        rewards_E: float, one an episode.
+        groups_E: int64, the same number for episodes on the same question.
+    """
+    same = groups_E[:, None] == groups_E
+    others = same.sum(1) - 1
+    return rewards_E - (same.to(rewards_E.dtype) @ rewards_E - rewards_E) / others.clamp_min(1)
+
+
 def group_normalise(rewards_E: Tensor, groups_E: Tensor) -> Tensor:
     """Return each episode's reward minus its group's mean, over the group's deviation (GRPO, Shao et al. 2024, eq. 3).
 

@@ -91,14 +91,15 @@ def ppo_policy_loss(
 
 
 def value_loss(
-    values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, total: Tensor | float, clip: float = 0.2
+    values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, total: Tensor | float, clip: float | None = None
 ) -> tuple[Tensor, Metrics]:
-    """Half the squared error of the critic, clipped around the old values as in PPO's reference code, over `total`."""
-    clipped = old_values_N + (values_N - old_values_N).clamp(-clip, clip)
-    errors = torch.maximum((values_N - returns_N) ** 2, (clipped - returns_N) ** 2)
-    with torch.no_grad():
-        share = ((values_N - old_values_N).abs() > clip).float().sum() / total
-    return 0.5 * errors.sum() / total, {"value_clip_fraction": share}
+    """Half the squared error of the critic over `total`; with `clip`, kept around the old values as in PPO's reference code."""
+    errors = (values_N - returns_N) ** 2
+    moved = (values_N - old_values_N).detach().abs()
+    if clip is not None:
+        clipped = old_values_N + (values_N - old_values_N).clamp(-clip, clip)
+        errors = torch.maximum(errors, (clipped - returns_N) ** 2)
+    return 0.5 * errors.sum() / total, {"value_change": moved.sum() / total}
 
 
 def explained_variance(values_N: Tensor, returns_N: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ barrier took over 25 s a step; with `OMP_WAIT_POLICY=PASSIVE` 2.9 s.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -20,7 +22,20 @@ _ENVIRONMENT = {
 }
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
 def prepare_process() -> None:
     """Set the environment where the user has not. Call before torch or vllm is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: SFT steps of 4 x 160-600 tokens ran at 568 tokens/s so and at 389 without."""
+    if sys.platform == "linux" and not any(name.startswith(("MALLOC_", "LD_PRELOAD")) for name in os.environ):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            libc.mallopt(_M_TRIM_THRESHOLD, -1)
+            libc.mallopt(_M_MMAP_MAX, 0)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from project.advantages import gae, group_normalise, whiten
+from project.advantages import gae, group_normalise, leave_one_out, whiten
 from project.records import Episode, FinishReason, Question, Turn
 from project.rollouts.rows import collate_rows, training_row
 
@@ -75,6 +75,20 @@ def test_whiten_has_mean_0_and_deviation_1(values):
     whitened = whiten(torch.tensor(values, dtype=torch.float64))
     assert float(whitened.mean()) == pytest.approx(0, abs=1e-9)
     assert float(whitened.std(correction=0)) == pytest.approx(1)
+
+
+def test_leave_one_out_by_hand():
+    # Group 0 holds 1, 0, 0: 1 - 0, 0 - 1/2, 0 - 1/2. Group 1 is one episode alone, which keeps its 0.7.
+    rewards, groups = torch.tensor([1.0, 0.7, 0.0, 0.0]), torch.tensor([0, 1, 0, 0])
+    assert leave_one_out(rewards, groups).tolist() == pytest.approx([1, 0.7, -0.5, -0.5])
+
+
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(-3, 3))
+def test_leave_one_out_does_not_see_how_hard_a_question_is(rewards, easier):
+    groups = torch.zeros(len(rewards), dtype=torch.long)
+    plain, shifted = (leave_one_out(torch.tensor(rewards, dtype=torch.float64) + by, groups) for by in (0.0, easier))
+    torch.testing.assert_close(plain, shifted)
+    assert float(plain.sum()) == pytest.approx(0, abs=1e-6)
 
 
 def test_group_normalise_by_hand():

@@ -167,12 +167,15 @@ def test_value_loss_by_hand():
     # old 0, clip 0.2. value 1, return 1: clipped to 0.2, max(0, 0.8^2) = 0.64. value 0.1, return 1: 0.9^2 = 0.81.
     # value -1, return 1: max(2^2, 1.2^2) = 4. Half the sum over 3: 0.5 * 5.45 / 3.
     values = torch.tensor([1.0, 0.1, -1.0], requires_grad=True)
-    loss, metrics = value_loss(values, torch.zeros(3), torch.ones(3), 3)
+    loss, metrics = value_loss(values, torch.zeros(3), torch.ones(3), 3, clip=0.2)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.5 * 5.45 / 3)
     # No gradient where the clipped error is the larger; else (v - R) / 3.
     assert values.grad.tolist() == pytest.approx([0, -0.9 / 3, -2 / 3])
-    assert float(metrics["value_clip_fraction"]) == pytest.approx(2 / 3)
+    assert float(metrics["value_change"]) == pytest.approx(2.1 / 3)
+    # Without clipping: (0 + 0.81 + 4) / 6, and the gradient (v - R) / 3 everywhere.
+    plain, _ = value_loss(values, torch.zeros(3), torch.ones(3), 3)
+    assert float(plain.detach()) == pytest.approx(4.81 / 6)
 
 
 def test_explained_variance_by_hand():

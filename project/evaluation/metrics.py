@@ -51,16 +51,25 @@ def did_search(episode: Episode) -> bool:
     return bool(episode.queries) or any(SEARCH_TOKEN in turn for turn in turns)
 
 
-def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """Return the mean of the values that are not NaN and its interval; all NaN for none.
+def is_share(metric: str) -> bool:
+    """Return whether a metric of `score_episode` is yes or no for each episode, so that its mean is a share."""
+    return metric in ("em", "cover_em", "decision_accuracy") or metric.startswith("finish_")
 
-    The interval is Wilson's (1927) for values that are all 0 or 1, which stays honest at 0 of n; else percentile bootstrap.
+
+def estimate(values: Sequence[float], *, share: bool = False, seed: int = 0) -> Estimate:
+    """Return the mean of the values that are not NaN and its 95 % interval; all NaN for none.
+
+    Args:
+        values: one a question.
+        share: the values are 0 or 1; the interval is Wilson's (1927), which stays honest at 0 of n. Else it is the
+            percentile bootstrap's, which has no width where the values do not vary.
+        seed: of the bootstrap.
     """
     known = np.asarray([v for v in values if not math.isnan(v)])
     if not len(known):
         return Estimate(math.nan, math.nan, math.nan, 0)
     mean, n = float(known.mean()), len(known)
-    if set(known.tolist()) <= {0.0, 1.0}:
+    if share:
         centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
         return Estimate(mean, max(0.0, (centre - spread) / (1 + Z**2 / n)), min(1.0, (centre + spread) / (1 + Z**2 / n)), n)
     draws = np.random.default_rng(seed).integers(0, len(known), (RESAMPLES, len(known)))

@@ -16,7 +16,7 @@ from project.corpus.client import SearchClient
 from project.corpus.server import ServerHandle
 from project.environment.search import EpisodeLimits
 from project.errors import InputError, SearchError
-from project.evaluation.metrics import binary_scores, estimate, score_episode
+from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
 from project.files import write_rows
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
 from project.records import Episode, Question, Row
@@ -167,7 +167,7 @@ class SearchAgent(LightningModule):
         if not scores:
             return
         for name in scores[0]:
-            summary = estimate([row[name] for row in scores])
+            summary = estimate([row[name] for row in scores], share=is_share(name))
             if summary.n:
                 self.log(f"{stage}/{name}", summary.mean, rank_zero_only=True)
                 if stage == "test":

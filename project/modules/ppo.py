@@ -1,9 +1,10 @@
 """PPO (Schulman et al. 2017) on whole search episodes, as a LightningModule with manual optimisation.
 
 One `training_step` is one update: roll out a group of episodes per question with the current weights in the engine, score
-them, take values, old and reference log-probabilities, compute GAE on the trained tokens, run the inner epochs, and put the
-merged weights back into the engine. The reference of KL is the policy's base with its adapter off: at update 0 KL is 0 and
-every ratio 1. The critic is a small head on the policy's detached hidden states: it can never pull on the policy.
+them against the rest of their group, take values, old and reference log-probabilities, compute GAE on the trained tokens, run
+the inner epochs, and put the merged weights back into the engine. How hard a question is is thus taken out before the critic,
+which starts at 0 and learns what happens within an episode. It is a small head on the policy's detached hidden states: it can
+never pull on the policy. The reference of KL is the policy's base with its adapter off: at update 0 KL is 0 and every ratio 1.
 """
 
 from __future__ import annotations
@@ -17,16 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from project.advantages import gae, whiten
-from project.environment.search import EpisodeLimits
+from project.advantages import gae, leave_one_out, whiten
 from project.errors import EngineError, InputError, TrainingError
 from project.losses import chunked_logprobs, explained_variance, k1_kl, ppo_policy_loss, value_loss
 from project.modules.agent import SearchAgent
-from project.modules.policy import AgentSettings, LoRA, Policy, Precision, export_merged
+from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.sft import check_finite
 from project.records import Episode, Question
-from project.rewards.answer import AnswerReward
-from project.rollouts.engines import EngineName
 from project.rollouts.rows import collate_rows, training_row
 
 
@@ -39,7 +37,7 @@ class PPOSettings:
     inner_epochs: int = 1
     minibatch_episodes: int = 16
     """Episodes in one optimizer step."""
-    micro_episodes: int = 8
+    micro_episodes: int = 4
     """Episodes in one forward and backward pass."""
     clip: float = 0.2
     kl_coef: float = 0.02
@@ -50,6 +48,12 @@ class PPOSettings:
     importance_cap: float = 2.0
     """Cap of p_trainer / p_engine, which corrects for the engine's rounding."""
     max_grad_norm: float = 1.0
+    critic_steps: int = 16
+    """Steps of the critic on an update's hidden states, which are kept: they cost no pass of the model."""
+    critic_rows: int = 1024
+    """Trained tokens in one of them."""
+    value_clip: float | None = None
+    """Of the critic around its old values; off, as Andrychowicz et al. 2021 found it to hurt."""
     canary_tolerance: float = 0.15
     """Largest mean |log p| difference, in nats a token, between trainer and engine after a sync."""
 
@@ -81,35 +85,18 @@ class PPO(SearchAgent):
 
     def __init__(
         self,
-        model_path: str | None = None,
-        settings: AgentSettings | None = None,
-        index: Path | None = None,
-        retrieval_url: str | None = None,
-        topk: int = 3,
-        engine: EngineName = "vllm",
-        limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 - frozen
-        reward: AnswerReward = AnswerReward(),  # noqa: B008 - frozen
-        eval_temperature: float = 0.0,
         ppo: PPOSettings = PPOSettings(),
         lora: LoRA | None = LoRA(),  # noqa: B008 - frozen
         precision: Precision = "bfloat16",
         learning_rate: float = 1e-4,
-        critic_learning_rate: float = 1e-3,
+        critic_learning_rate: float = 3e-4,
         export_dir: Path | None = None,
         seed: int = 0,
+        **agent: Any,  # noqa: ANN401 - SearchAgent's arguments; the command line resolves them
     ) -> None:
-        """Take what `SearchAgent` takes, and how to train.
+        """Take what `SearchAgent` takes (`model_path` is the merged folder that SFT hands on), and how to train.
 
         Args:
-            model_path: the merged folder that SFT hands on.
-            settings: dialect and history; those stored in the model folder by default.
-            index: folder of `seeker index build`; the run starts a server on it and stops it.
-            retrieval_url: address of a running server, instead of `index`.
-            topk: documents a search returns, at most.
-            engine: `vllm` in process, or `transformers`.
-            limits: what an episode may use, in turns, tokens and characters.
-            reward: how episodes are scored.
-            eval_temperature: of sampling in validation; 0 = greedy.
             ppo: the numbers of the algorithm.
             lora: the fresh adapter that is trained.
             precision: dtype of the base weights.
@@ -117,8 +104,9 @@ class PPO(SearchAgent):
             critic_learning_rate: AdamW's, for the critic.
             export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
             seed: of the rollouts' sampling noise.
+            agent: what `SearchAgent` takes.
         """
-        super().__init__(model_path, settings, index, retrieval_url, topk, engine, limits, reward, eval_temperature)
+        super().__init__(**agent)
         self.automatic_optimization = False
         self.ppo, self.lora, self.precision_name = ppo, lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
@@ -138,16 +126,15 @@ class PPO(SearchAgent):
             self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name)
             self.critic = Critic(self.policy.hidden_size)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:  # type: ignore[override]
-        """One AdamW for both: one optimizer keeps `global_step` equal to the number of its steps (trap 15)."""
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+        """AdamW for the policy, whose steps `global_step` counts (trap 15), and one for the critic."""
         assert self.policy is not None
         assert self.critic is not None
-        policy: list[nn.Parameter] = [p for p in self.policy.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": policy},
-            {"params": list(self.critic.parameters()), "lr": self.critic_learning_rate},
+        policy = [p for p in self.policy.parameters() if p.requires_grad]
+        return [
+            torch.optim.AdamW(policy, self.learning_rate, weight_decay=0.0),
+            torch.optim.AdamW(self.critic.parameters(), self.critic_learning_rate, weight_decay=0.0),
         ]
-        return torch.optim.AdamW(groups, self.learning_rate, weight_decay=0.0)
 
     def on_fit_start(self) -> None:
         """Start the engine inside Lightning's process group."""
@@ -174,6 +161,7 @@ class PPO(SearchAgent):
         micro = self._prepare(episodes, rewards)
         for epoch in range(self.ppo.inner_epochs):
             self._inner_epoch(micro, epoch)
+        self._fit_critic(micro)
         trained = time.perf_counter()
         self._sync()
         self.updates.add_(1)
@@ -192,7 +180,9 @@ class PPO(SearchAgent):
 
     def _prepare(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[Batch]:
         """Return micro-batches, longest rows together, with old and reference log-probabilities, advantages and returns."""
-        rows = sorted((training_row(e, r) for e, r in zip(episodes, rewards, strict=True)), key=lambda row: len(row.ids))
+        names = [episode.question.id for episode in episodes]
+        centred = leave_one_out(torch.tensor(rewards), torch.tensor([names.index(name) for name in names])).tolist()
+        rows = sorted((training_row(e, r) for e, r in zip(episodes, centred, strict=True)), key=lambda row: len(row.ids))
         size, pad = self.ppo.micro_episodes, int(self.tokenizer.pad_token_id or 0)
         micro = []
         for start in range(0, len(rows), size):
@@ -208,8 +198,10 @@ class PPO(SearchAgent):
 
     @torch.no_grad()
     def _annotate(self, batch: Batch) -> Batch:
-        logprobs, values = self._forward(batch)
         assert self.policy is not None
+        assert self.critic is not None
+        logprobs, hidden = self._forward(batch)
+        values = self.critic(hidden)
         with self.policy.reference():
             reference, _ = self._forward(batch)
         kl = k1_kl(logprobs, reference)
@@ -228,6 +220,7 @@ class PPO(SearchAgent):
         return batch | {
             "old_logprobs": logprobs,
             "old_values": values,
+            "hidden": hidden,
             "kl": kl,
             "engine_gap": (logprobs - behaviour).abs(),
             "importance": importance,
@@ -236,47 +229,60 @@ class PPO(SearchAgent):
         }
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (log-probabilities, values) of the trained tokens, rows in order."""
+        """Return (log-probabilities (N,), hidden states (N, H) before them) of the trained tokens, rows in order."""
         assert self.policy is not None
-        assert self.critic is not None
         hidden = self.policy(batch["input_ids"], batch["attention_mask"])[:, :-1][batch["trained"]]
         labels = batch["input_ids"][:, 1:][batch["trained"]]
         logprobs, _ = chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature)
-        return logprobs, self.critic(hidden)
+        return logprobs, hidden
 
     def _inner_epoch(self, micro: list[Batch], epoch: int) -> None:
         """Take optimizer steps over all micro-batches in an order keyed by (seed, update, epoch)."""
-        generator = torch.Generator().manual_seed(hash((self.seed, int(self.updates), epoch)) % (1 << 31))
-        order = torch.randperm(len(micro), generator=generator).tolist()
+        order = torch.randperm(len(micro), generator=self._generator(epoch)).tolist()
         per_step = max(1, self.ppo.minibatch_episodes // self.ppo.micro_episodes)
         for start in range(0, len(order), per_step):
             self._optimizer_step([micro[i] for i in order[start : start + per_step]])
 
+    def _generator(self, key: int) -> torch.Generator:
+        return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))
+
     def _optimizer_step(self, micro: list[Batch]) -> None:
-        optimizer: Any = self.optimizers()
+        optimizer: Any = self.optimizers()[0]  # type: ignore[index]
         optimizer.zero_grad()
         total = sum(len(b["advantages"]) for b in micro)
         metrics: dict[str, Tensor] = {}
         for batch in micro:
-            logprobs, values = self._forward(batch)
+            logprobs, _ = self._forward(batch)
             loss, found = ppo_policy_loss(
                 logprobs, batch["old_logprobs"], batch["advantages"], total, self.ppo.clip, batch["importance"]
             )
-            critic_loss, critic_found = value_loss(values, batch["old_values"], batch["returns"], total)
-            self.manual_backward(loss + critic_loss)
-            for name, value in {"policy_loss": loss, "value_loss": critic_loss, **found, **critic_found}.items():
+            self.manual_backward(loss)
+            for name, value in {"policy_loss": loss, **found}.items():
                 metrics[name] = metrics.get(name, torch.zeros(())) + value.detach()
         check_finite(self)
         assert self.policy is not None
-        assert self.critic is not None
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         if all(p.grad is None for p in trained):
             raise TrainingError(f"no gradient reached any of the policy's {len(trained)} trained tensors; check its adapter")
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm)
-        nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
         optimizer.step()
         self._moved = self._moved or bool(metrics["grad_norm"] > 0)
         self.log_dict({f"ppo/{name}": value for name, value in metrics.items()})
+
+    def _fit_critic(self, micro: list[Batch]) -> None:
+        """Fit the critic to the update's returns, on the hidden states that its values were taken from."""
+        assert self.critic is not None
+        hidden, values, returns = (torch.cat([b[name] for b in micro]) for name in ("hidden", "old_values", "returns"))
+        optimizer = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
+        generator = self._generator(-1)
+        for _ in range(self.ppo.critic_steps):
+            rows = torch.randperm(len(hidden), generator=generator)[: self.ppo.critic_rows].to(self.device)
+            loss, metrics = value_loss(self.critic(hidden[rows]), values[rows], returns[rows], len(rows), self.ppo.value_clip)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
+            optimizer.step()
+        self.log_dict({"ppo/value_loss": loss.detach(), **{f"ppo/{name}": value for name, value in metrics.items()}})
 
     # --- sync and logs -----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ It is added by `lightning_cli` in code, so that no `callbacks:` list can remove 
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,6 +69,12 @@ class TrackRun(Callback):
             logger.experiment.set_tag(logger.run_id, "seeker.error", f"{type(exception).__name__}: {exception}"[:5000])
             self._track_checkpoints(trainer)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Record the most memory that the process held."""
+        logger = _logger(trainer)
+        if logger is not None:
+            logger.experiment.log_metric(logger.run_id, "memory/peak_gib", peak_memory_gib())
+
     def _track_data(self, logger: SeekerLogger, datamodule: object) -> None:
         """Log each file of the datamodule's `data_files` by the digest of its content."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -99,6 +107,12 @@ def _logger(trainer: Trainer) -> SeekerLogger | None:
     if not trainer.is_global_zero:
         return None
     return next((logger for logger in trainer.loggers if isinstance(logger, SeekerLogger)), None)
+
+
+def peak_memory_gib() -> float:
+    """Return the largest resident set of this process so far, in GiB: anonymous memory and mapped files."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def git_tags() -> dict[str, str]:

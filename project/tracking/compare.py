@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +41,16 @@ def compare(run: list[str], output_file: Path | None = None) -> None:
         raise InputError(f"compare takes two runs or more, got {len(run)}; `seeker runs` lists them")
     runs = [find_run(name) for name in run]
     params = _differing([run_params(one) for one in runs])
-    metrics = metric_rows([run_metrics(one) for one in runs])
     origins = _all_rows([_origin(one) for one in runs])
     paired = paired_rows(runs)
+    tested = {f"test/{row['metric']}" for row in paired}
+    rows = metric_rows([run_metrics(one) for one in runs]).items()
+    metrics = {key: values for key, values in rows if key in tested or len(set(values)) > 1}
     names = [str(one.info.run_name) for one in runs]
     if output_file is not None:
         write_text(output_file, json.dumps(_report(runs, params, paired), indent=2) + "\n")
-    console = _console()
-    for title, rows in {"origin": origins, "parameters that differ": params, "metrics": metrics}.items():
-        console.print(_table(title, names, rows) if rows else f"{title}: none")
-    console.print(_paired_table(paired) if paired else "paired test: no runs with scores for common questions")
+    sections = {"origin": origins, "parameters that differ": params, "metrics": metrics}
+    _console(len(runs)).print(_table(names, sections, paired))
 
 
 def runs() -> None:
@@ -165,31 +165,32 @@ def _report(runs: list[Run], params: Rows, paired: list[dict[str, Any]]) -> dict
     }
 
 
-def _console() -> Console:
+def _console(columns: int = 3) -> Console:
     """Return a console that is wide enough for ids where the output is no terminal."""
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal else Console(width=max(160, 40 + 64 * columns))
 
 
-def _table(title: str, names: list[str], rows: Rows) -> Table:
+def _table(names: list[str], sections: Mapping[str, Rows], paired: list[dict[str, Any]]) -> Table:
+    """Return one table: what differs, a section each, and beside the metrics the paired test of each run and the one before."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for name in ("", *names):
+    steps = [pair for pair in pairwise(names) if any((row["against"], row["run"]) == pair for row in paired)]
+    table = Table(title="runs side by side; [95 % interval]", title_justify="left")
+    for name in ("", *names, *(f"{later} - {earlier}, paired" for earlier, later in steps)):
         table.add_column(name, overflow="fold")
-    for key, values in rows.items():
-        table.add_row(key, *values)
+    for title, rows in sections.items():
+        table.add_row(f"[bold]{title}[/bold]" + ("" if rows else ": none"))
+        for key, values in rows.items():
+            table.add_row(key, *values, *(_change(paired, key.removeprefix("test/"), *step) for step in steps))
+        table.add_section()
     return table
 
 
-def _paired_table(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    title = "paired: difference [95 % interval], bootstrap of the common questions"
-    table = Table("run", "against", "metric", "n", "difference", "p", title=title, title_justify="left")
-    for row in rows:
-        change = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        table.add_row(row["run"], row["against"], row["metric"], str(row["n"]), change, f"{row['p']:.4f}")
-    return table
+def _change(paired: list[dict[str, Any]], metric: str, against: str, run: str) -> str:
+    for row in paired:
+        if (row["metric"], row["against"], row["run"]) == (metric, against, run):
+            return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] n={row['n']} p={row['p']:.4f}"
+    return ""

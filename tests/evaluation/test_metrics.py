@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from project.dialects import SEARCH_TOKEN
-from project.evaluation.metrics import binary_scores, did_search, estimate, score_episode
+from project.evaluation.metrics import binary_scores, did_search, estimate, is_share, score_episode
 from project.records import Episode, FinishReason, Message, Question, Turn
 from project.rewards.answer import AnswerReward
 
@@ -57,14 +57,14 @@ def test_the_decision_token_alone_is_a_search():
 
 def test_trap_19_a_mean_has_n_and_an_interval():
     # 16 of 32: standard error sqrt(0.25 / 32) = 0.0884, so 95 % is about 0.5 ± 0.173: two digits are worth nothing.
-    found = estimate([1.0] * 16 + [0.0] * 16)
+    found = estimate([1.0] * 16 + [0.0] * 16, share=True)
     assert (found.mean, found.n) == (0.5, 32)
     assert found.low == pytest.approx(0.5 - 0.173, abs=0.03)
     assert found.high == pytest.approx(0.5 + 0.173, abs=0.03)
 
 
 def test_trap_19_more_questions_make_the_interval_narrower():
-    few, many = estimate([0.0, 1.0] * 16), estimate([0.0, 1.0] * 1600)
+    few, many = estimate([0.0, 1.0] * 16, share=True), estimate([0.0, 1.0] * 1600, share=True)
     # The width falls with the root of n: 10 times.
     assert (few.high - few.low) / (many.high - many.low) == pytest.approx(10, rel=0.15)
 
@@ -88,16 +88,22 @@ def test_the_interval_covers_the_truth_about_95_times_in_100():
 
 def test_no_success_in_200_is_not_certainty():
     # Wilson at p = 0: high = z^2 / (n + z^2) = 3.84146 / 203.84146 = 0.018845
-    found = estimate([0.0] * 200)
+    found = estimate([0.0] * 200, share=True)
     assert (found.mean, found.low, found.n) == (0.0, 0.0, 200)
     assert found.high == pytest.approx(0.018845, abs=1e-6)
+    # 200 times no search at all is a count that did not vary, not a share: [0, 0.0188] would be no number of searches.
+    assert estimate([0.0] * 200).high == 0.0
+
+
+def test_what_is_a_share():
+    assert all(map(is_share, ("em", "cover_em", "decision_accuracy", "finish_answer")))
+    assert not any(map(is_share, ("f1", "searches", "reward", "evidence_recall", "generated_tokens")))
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
 def test_the_interval_holds_the_mean_and_depends_only_on_the_values(values):
     found = estimate(values)
-    least, most = (0.0, 1.0) if set(values) <= {0.0, 1.0} else (min(values), max(values))
-    assert least - 1e-9 <= found.low <= found.high <= most + 1e-9
+    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
     assert found == estimate(values)
 
 

@@ -95,7 +95,8 @@ class Watched(PPO):
 
 class Gradients(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        pl_module.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+        found = {n: p.grad.clone() for n, p in pl_module.policy.named_parameters(prefix="policy") if p.grad is not None}
+        pl_module.gradients.append(found)
 
 
 def make(folder, *, url=None, index=None, engine=Script, ppo=None, **changes) -> Watched:
@@ -103,9 +104,8 @@ def make(folder, *, url=None, index=None, engine=Script, ppo=None, **changes) ->
     numbers = {"episodes_per_question": 4, "minibatch_episodes": 8, "micro_episodes": 4} | (ppo or {})
     options = {"lora": LoRA(4, 8.0), "precision": "float32", "learning_rate": 1e-2} | changes
     limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048)
-    module = Watched(
-        str(folder), SETTINGS, index, url, engine="transformers", limits=limits, ppo=PPOSettings(**numbers), **options
-    )
+    agent = {"model_path": str(folder), "settings": SETTINGS, "index": index, "retrieval_url": url}
+    module = Watched(PPOSettings(**numbers), engine="transformers", limits=limits, **agent, **options)
     if engine is not None:
         module._engine = engine(str(folder))
     return module
@@ -238,14 +238,27 @@ def test_the_policy_learns_what_pays(folder, server, questions, tmp_path):
 
 def test_the_critic_does_not_move_the_policy(folder, server, questions, tmp_path):
     """With rewards that do not vary and no KL there is nothing to learn but the value."""
-    module = make(folder, url=server.url, ppo={"kl_coef": 0.0}, reward=lambda episode: {"total": 1.0})
-    module.configure_model()
-    module.critic.requires_grad_(True)
+    module = make(
+        folder,
+        url=server.url,
+        ppo={"kl_coef": 0.0, "critic_steps": 1, "episodes_per_question": 1},
+        reward=lambda episode: {"total": 1.0},
+    )
     fit(module, questions, tmp_path, steps=1)
     # Values are 0 and rewards 1 on every token: whitened advantages are 0, the critic's error is 1.
     assert not any(g.any() for n, g in module.gradients[0].items() if "lora_" in n)
-    assert module.gradients[0]["critic.net.3.bias"].any()
+    assert module.critic.net[-1].bias.any()
     assert module.of("ppo/value_loss") == pytest.approx([0.5])
+
+
+def test_the_critic_learns_what_it_is_shown_without_counting_as_steps(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, ppo={"critic_steps": 200, "episodes_per_question": 1}, critic_learning_rate=1e-2)
+    trainer = fit(module, questions, tmp_path, steps=1)
+    hidden, returns = (torch.cat([b[name] for b in module.micro[0]]) for name in ("hidden", "returns"))
+    # The right episode and the wrong one begin alike: their mean is what can be learnt, from values that began at 0.
+    assert 0.5 < float(returns.mean()) < 0.6
+    assert float(module.critic(hidden).mean()) == pytest.approx(float(returns.mean()), abs=0.05)
+    assert (trainer.global_step, int(module.updates)) == (1, 1)
 
 
 def test_the_critic_starts_at_0_and_detaches():
@@ -337,8 +350,8 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, 
         limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048)
         numbers = PPOSettings(episodes_per_question=4, minibatch_episodes=8, micro_episodes=4)
         module = PPO(
-            str(folder), SETTINGS, None, server.url, engine="transformers", limits=limits, ppo=numbers, lora=LoRA(4, 8.0),
-            precision="float32", learning_rate=1e-2,
+            numbers, LoRA(4, 8.0), "float32", 1e-2, model_path=str(folder), settings=SETTINGS, retrieval_url=server.url,
+            engine="transformers", limits=limits,
         )  # fmt: skip
         module._engine = Script(str(folder))
         saving = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)

@@ -20,6 +20,7 @@ def _run(name: str, em: dict[str, list[float]], parent: str = "", **params: str)
     run_id = store.create_run(experiment_id, run_name=name, tags={"seeker.parent": parent} if parent else {}).info.run_id
     for key, value in params.items():
         store.log_param(run_id, key, value)
+    store.log_metric(run_id, "test/em", sum(sum(values) for values in em.values()) / sum(map(len, em.values())))
     rows = [{"question_id": key, "em": value} for key, values in em.items() for value in values]
     store.log_text(run_id, "".join(json.dumps(row) + "\n" for row in rows), "scores.jsonl")
     return str(run_id)
@@ -61,8 +62,10 @@ def test_trap_19_compare_pairs_runs_by_question(tmp_path: Path, capsys: CaptureF
     _run("sft", {"a": [1.0], "b": [1.0], "c": [1.0]}, parent=base, lr="0.2", seed="0")
     assert main(["compare", "base", "sft", "--output_file", str(tmp_path / "out.json")]) == 0
     shown = capsys.readouterr().out
-    assert "+1.000 [+1.000, +1.000]" in shown
-    assert "0.0001" in shown
+    [line] = [line for line in shown.splitlines() if "test/em" in line]  # base: (0 + 0 + 0 + 0 + 1) / 5
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    assert cells == ["test/em", "0.2", "1", "+1.000 [+1.000, +1.000] n=3 p=0.0001"]
+    assert "sft - base, paired" in shown
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["parameters"] == {"lr": ["0.1", "0.2"]}
     assert report["paired"] == [
