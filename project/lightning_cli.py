@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
 from argparse import ArgumentError
@@ -40,6 +41,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
     "log_every_n_steps": 1,
     "enable_model_summary": False,
+    "enable_progress_bar": sys.stdout.isatty(),  # in a log it shows nothing, and its thread takes a tenth of two cores
     "logger": {"class_path": "project.tracking.logger.SeekerLogger"},
 }
 HARMLESS = (

@@ -114,6 +114,7 @@ class Policy(nn.Module):
         if lora is not None:
             self.model = _with_adapter(self.model, lora, new_ids)
         self.has_adapter = lora is not None
+        self._casting = [module for module in self.model.modules() if hasattr(module, "cast_input_dtype_enabled")]
 
     @property
     def causal_lm(self) -> Any:  # noqa: ANN401 - any causal LM of transformers
@@ -127,6 +128,10 @@ class Policy(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Return the last hidden states, (B, T, H) in the model's dtype; the mask is 1 on real tokens."""
+        # PEFT casts every adapter's input to float32, which autocast would cast straight back.
+        autocast = torch.is_autocast_enabled(input_ids_BT.device.type)
+        for module in self._casting:
+            module.cast_input_dtype_enabled = not autocast
         return self.causal_lm.model(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state  # type: ignore[no-any-return]
 
     def head(self, hidden_NH: Tensor) -> Tensor:
@@ -144,6 +149,12 @@ class Policy(nn.Module):
             yield from ((name, tensor) for name, tensor in weights if not _is_tied_head(self.model, name))
             return
         yield from _merged(self.model)
+
+
+def frozen_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the entries of a module's state that training leaves alone: checkpoints need not hold what `model_path` holds."""
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, nn.Parameter) and not value.requires_grad}
 
 
 def _grow_embeddings(model: Any, tokenizer: Any, new_ids: Sequence[int]) -> None:  # noqa: ANN401

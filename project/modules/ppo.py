@@ -22,7 +22,7 @@ from project.advantages import gae, leave_one_out, whiten
 from project.errors import EngineError, InputError, TrainingError
 from project.losses import chunked_logprobs, explained_variance, k1_kl, ppo_policy_loss, value_loss
 from project.modules.agent import SearchAgent
-from project.modules.policy import LoRA, Policy, Precision, export_merged
+from project.modules.policy import LoRA, Policy, Precision, export_merged, frozen_state
 from project.modules.sft import check_finite
 from project.records import Episode, Question
 from project.rollouts.rows import collate_rows, training_row
@@ -141,6 +141,8 @@ class PPO(SearchAgent):
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if world != self.trainer.world_size:
             raise EngineError(f"the process group has {world} ranks and the trainer {self.trainer.world_size}; restart the run")
+        if world > 1:
+            raise InputError(f"PPO plans its rows for one process, got {world}; set trainer.devices: 1 and num_nodes: 1")
         self._start_engine()
 
     def on_train_start(self) -> None:
@@ -327,6 +329,15 @@ class PPO(SearchAgent):
         self.log("train/generated_tokens", sum(len(t.ids) for e in episodes for t in e.turns) / len(episodes))
         for reason in {e.finish for e in episodes}:
             self.log(f"train/finish_{reason}", sum(e.finish is reason for e in episodes) / len(episodes))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen base out."""
+        frozen = frozen_state(self)
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen base back, so that every name is still checked."""
+        checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}
 
     def on_fit_end(self) -> None:
         """Write the merged folder."""

@@ -1,5 +1,7 @@
 """PPO on the tiny model through a real Trainer, with the engine of transformers and a real retrieval server."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning import Callback, Trainer
@@ -330,6 +332,24 @@ def test_no_episode_to_train_is_one_sentence(folder):
         module._rollout([QUESTIONS[0]])
 
 
+def test_trap_18_an_engine_that_was_there_before_the_process_group_is_refused(folder, monkeypatch):
+    module = make(folder, url="http://127.0.0.1:1")
+    module._trainer = SimpleNamespace(world_size=2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    with pytest.raises(EngineError, match="the process group has 1 ranks and the trainer 2"):
+        module.on_fit_start()
+
+
+def test_trap_18_ranks_with_different_numbers_of_rows_are_refused_instead_of_hanging(folder, monkeypatch):
+    module = make(folder, url="http://127.0.0.1:1")
+    module._trainer = SimpleNamespace(world_size=2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(InputError, match=r"trainer\.devices: 1"):
+        module.on_fit_start()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"), [(0.0, "no weight of the engine"), (0.1, "after sync 1 engine and trainer differ")]
 )
@@ -367,6 +387,9 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, 
     whole = run("whole", 3)
     resumed = run("resumed", 3, str(tmp_path / "whole" / "step=1.ckpt"))
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+    kept = torch.load(tmp_path / "whole" / "step=1.ckpt", weights_only=False)["state_dict"]
+    assert {name.split(".")[0] for name in kept} == {"policy", "critic", "updates"}
+    assert all("lora_" in name or "trainable_tokens" in name for name in kept if name.startswith("policy."))
 
 
 def test_index_and_address_exclude_each_other(folder, index):

@@ -103,7 +103,7 @@ def test_an_episode(renderer):
     assert engine.asked[0].seed != engine.asked[1].seed
 
 
-def test_the_row_is_the_text_that_the_template_would_render(renderer):
+def test_trap_06_the_row_is_the_text_that_the_template_would_render_once(renderer):
     """Rollouts and SFT build the same chain: what is trained is what inference sees."""
     episode, _ = run(renderer, [search_turn(renderer), ANSWER])
     row = training_row(episode, 1.0)
@@ -205,7 +205,7 @@ def test_the_tiny_model_gives_the_same_episodes_alone_and_together(tmp_path, tag
         assert row.ids == [*tags.encode(prompt), *alone.turns[0].ids]
 
 
-def test_episodes_do_not_wait_for_each_other(tags):
+def test_trap_10_episodes_do_not_wait_for_each_other(tags):
     """The first question's search takes until the second has finished: a barrier would hang."""
 
     class Slow(Dictionary):
