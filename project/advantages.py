@@ -34,19 +34,33 @@ def whiten(advantages_N: Tensor) -> Tensor:
     return centred / centred.std(correction=0).clamp_min(1e-6)
 
 
+def scale(advantages_N: Tensor, least: float = 0.1) -> Tensor:
+    """Return advantages over their root mean square: centred by group, they have no mean of tokens to be taken off.
+
+    Whitening would push every token of a solved question by how long the failures of other questions were.
+
+    Args:
+        advantages_N: float, one a trained token.
+        least: the smallest root mean square divided by, so that an update without a difference in reward stays small.
+    """
+    return advantages_N / advantages_N.square().mean().sqrt().clamp_min(least)
+
+
 def leave_one_out(rewards_E: Tensor, groups_E: Tensor) -> Tensor:
     """Return each episode's reward minus the mean of the others of its group (RLOO, Kool et al. 2019, Ahmadian et al. 2024).
 
     What the others earned does not depend on what this episode did, so the policy gradient stays unbiased; an episode that
-    is alone keeps its reward.
+    is alone in its group is measured against all others.
 
     Args:
         rewards_E: float, one an episode.
         groups_E: int64, the same number for episodes on the same question.
     """
     same = groups_E[:, None] == groups_E
+    same = same | (same.sum(1, keepdim=True) == 1)
     others = same.sum(1) - 1
-    return rewards_E - (same.to(rewards_E.dtype) @ rewards_E - rewards_E) / others.clamp_min(1)
+    totals_E = torch.where(same, rewards_E, torch.zeros_like(rewards_E)).sum(1)  # a matrix product would round under autocast
+    return rewards_E - (totals_E - rewards_E) / others.clamp_min(1)
 
 
 def group_normalise(rewards_E: Tensor, groups_E: Tensor) -> Tensor:

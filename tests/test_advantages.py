@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from project.advantages import gae, group_normalise, leave_one_out, whiten
+from project.advantages import gae, group_normalise, leave_one_out, scale, whiten
 from project.records import Episode, FinishReason, Question, Turn
 from project.rollouts.rows import collate_rows, training_row
 
@@ -78,9 +78,10 @@ def test_whiten_has_mean_0_and_deviation_1(values):
 
 
 def test_leave_one_out_by_hand():
-    # Group 0 holds 1, 0, 0: 1 - 0, 0 - 1/2, 0 - 1/2. Group 1 is one episode alone, which keeps its 0.7.
+    # Group 0 holds 1, 0, 0: 1 - 0, 0 - 1/2, 0 - 1/2. Group 1 is one episode alone: 0.7 - (1 + 0 + 0) / 3.
     rewards, groups = torch.tensor([1.0, 0.7, 0.0, 0.0]), torch.tensor([0, 1, 0, 0])
-    assert leave_one_out(rewards, groups).tolist() == pytest.approx([1, 0.7, -0.5, -0.5])
+    assert leave_one_out(rewards, groups).tolist() == pytest.approx([1, 0.7 - 1 / 3, -0.5, -0.5])
+    assert leave_one_out(torch.tensor([0.7]), torch.tensor([0])).tolist() == pytest.approx([0.7])  # nothing to compare with
 
 
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=8), st.floats(-3, 3))
@@ -89,6 +90,19 @@ def test_leave_one_out_does_not_see_how_hard_a_question_is(rewards, easier):
     plain, shifted = (leave_one_out(torch.tensor(rewards, dtype=torch.float64) + by, groups) for by in (0.0, easier))
     torch.testing.assert_close(plain, shifted)
     assert float(plain.sum()) == pytest.approx(0, abs=1e-6)
+
+
+def test_leave_one_out_is_not_rounded_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        found = leave_one_out(torch.tensor([1.1, 1.1, 1.1, 0.0]), torch.zeros(4, dtype=torch.long))
+    assert found.tolist() == pytest.approx([1.1 - 2.2 / 3] * 3 + [-1.1], abs=1e-6)
+
+
+def test_scale_leaves_a_solved_question_alone():
+    # Group A: right 2 tokens at +1, wrong 6 at -1; group B, solved: 4 at 0. Root mean square sqrt(8 / 12).
+    found = scale(torch.tensor([1.0] * 2 + [-1.0] * 6 + [0.0] * 4))
+    assert found.tolist() == pytest.approx([1.5**0.5] * 2 + [-(1.5**0.5)] * 6 + [0.0] * 4)
+    assert float(scale(torch.tensor([0.01, -0.01])).abs().max()) == pytest.approx(0.1)  # noise is not blown up
 
 
 def test_group_normalise_by_hand():

@@ -207,7 +207,8 @@ def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
     for name, module in base.named_modules():
         if isinstance(module, Linear):
             weight: Tensor = module.get_base_layer().weight  # type: ignore[assignment]
-            delta = module.get_delta_weight("default").float()
+            with torch.autocast(weight.device.type, enabled=False):  # which would multiply the factors in bf16
+                delta = module.get_delta_weight("default").float()
             yield f"{name}.weight", (weight.float() + delta).to(weight.dtype)
             bias = getattr(module.get_base_layer(), "bias", None)
             if bias is not None:

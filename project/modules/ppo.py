@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from project.advantages import gae, leave_one_out, whiten
+from project.advantages import gae, leave_one_out, scale
 from project.errors import EngineError, InputError, TrainingError
 from project.losses import chunked_logprobs, explained_variance, k1_kl, ppo_policy_loss, value_loss
 from project.modules.agent import SearchAgent
@@ -26,6 +26,7 @@ from project.modules.policy import LoRA, Policy, Precision, export_merged, froze
 from project.modules.sft import check_finite
 from project.records import Episode, Question
 from project.rollouts.rows import collate_rows, training_row
+from project.runtime import return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,19 @@ class PPOSettings:
     canary_tolerance: float = 0.15
     """Largest mean |log p| difference, in nats a token, between trainer and engine after a sync."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that would train nothing."""
+        for name in (
+            "episodes_per_question",
+            "inner_epochs",
+            "minibatch_episodes",
+            "micro_episodes",
+            "critic_steps",
+            "critic_rows",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"ppo.{name}={getattr(self, name)} must be at least 1")
+
 
 class Critic(nn.Module):
     """Value of each position from detached hidden states: a two-layer head, float32, starting at 0."""
@@ -85,6 +99,7 @@ class PPO(SearchAgent):
 
     def __init__(
         self,
+        *,
         ppo: PPOSettings = PPOSettings(),
         lora: LoRA | None = LoRA(),  # noqa: B008 - frozen
         precision: Precision = "bfloat16",
@@ -157,6 +172,7 @@ class PPO(SearchAgent):
     def training_step(self, batch: list[Question], batch_idx: int) -> None:
         """Roll out, score, train, sync."""
         del batch_idx
+        return_freed_memory()
         started = time.perf_counter()
         episodes, rewards = self._rollout(batch)
         rolled = time.perf_counter()
@@ -192,8 +208,8 @@ class PPO(SearchAgent):
             batch = {k: v.to(self.device) for k, v in collate_rows(chosen, pad).items()}
             batch["rewards"] = torch.tensor([row.reward for row in chosen], device=self.device)
             micro.append(self._annotate(batch))
-        whitened = whiten(torch.cat([b["advantages"] for b in micro])).split([len(b["advantages"]) for b in micro])
-        for batch, advantages in zip(micro, whitened, strict=True):
+        scaled = scale(torch.cat([b["advantages"] for b in micro])).split([len(b["advantages"]) for b in micro])
+        for batch, advantages in zip(micro, scaled, strict=True):
             batch["advantages"] = advantages
         self._log_annotations(micro)
         return micro
@@ -282,6 +298,7 @@ class PPO(SearchAgent):
             loss, metrics = value_loss(self.critic(hidden[rows]), values[rows], returns[rows], len(rows), self.ppo.value_clip)
             optimizer.zero_grad()
             self.manual_backward(loss)
+            check_finite(self)
             nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
             optimizer.step()
         self.log_dict({"ppo/value_loss": loss.detach(), **{f"ppo/{name}": value for name, value in metrics.items()}})

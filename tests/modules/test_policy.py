@@ -165,6 +165,20 @@ def test_merging_adds_in_float32_and_rounds_once(tied):
     delta = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight) * 2.0  # alpha / rank = 8 / 4
     expected = (layer.get_base_layer().weight.float() + delta).bfloat16()
     assert torch.equal(merged["model.layers.0.self_attn.q_proj.weight"], expected)
+    with torch.autocast("cpu", torch.bfloat16):  # PPO syncs inside a training step
+        inside = dict(policy.merged_weights())
+    assert all(torch.equal(inside[name], weight) for name, weight in merged.items())
+
+
+def test_hidden_states_under_autocast_do_not_depend_on_pefts_casts(tied):
+    policy = shaken(make(tied, precision="bfloat16")[0])
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = policy(ids, torch.ones_like(ids))
+        for module in policy._casting:
+            module.cast_input_dtype_enabled = True
+        casts = policy.causal_lm.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    assert torch.equal(ours, casts)
 
 
 def test_exported_folder_is_complete(tied, tmp_path):
