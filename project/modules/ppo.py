@@ -167,6 +167,17 @@ class PPO(SearchAgent):
             self._engine.version = int(self.updates) - 1
             self._sync()
 
+    def on_test_start(self) -> None:
+        """Start the engine with the weights of a loaded checkpoint, not with those of `model_path`."""
+        super().on_test_start()
+        assert self._engine is not None
+        assert self.policy is not None
+        if self._engine.version < int(self.updates):
+            self._engine.version = int(self.updates) - 1
+            self._engine.sync(self.policy.merged_weights())
+
+    on_validation_start = on_predict_start = on_test_start
+
     # --- one update --------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: list[Question], batch_idx: int) -> None:

@@ -24,26 +24,28 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
-    from project.tracking.paired import Scores
+    from project.tracking.paired import PairedResult, Scores
+
+    Paired = dict[tuple[int, int], list[PairedResult]]
 
 FIXED_TAGS = ("seeker.parent", "git.commit", "git.dirty")
 Rows = dict[str, list[str]]
 
 
 def compare(run: list[str], output_file: Path | None = None) -> None:
-    """Show runs side by side: `seeker compare RUN RUN…`.
+    """Show runs side by side, with the paired test of each and the one before it: `seeker compare RUN RUN…`.
 
     Args:
         run: names or ids of the runs; a name means its newest run.
-        output_file: also write what is shown as JSON.
+        output_file: also write it as JSON, with the paired tests of all pairs.
     """
     if len(run) < 2:
         raise InputError(f"compare takes two runs or more, got {len(run)}; `seeker runs` lists them")
     runs = [find_run(name) for name in run]
     params = _differing([run_params(one) for one in runs])
     origins = _all_rows([_origin(one) for one in runs])
-    paired = paired_rows(runs)
-    tested = {f"test/{row['metric']}" for row in paired}
+    paired = paired_tests(runs)
+    tested = {f"test/{result.metric}" for results in paired.values() for result in results}
     rows = metric_rows([run_metrics(one) for one in runs]).items()
     metrics = {key: values for key, values in rows if key in tested or len(set(values)) > 1}
     names = [str(one.info.run_name) for one in runs]
@@ -118,16 +120,13 @@ def _metric_text(metrics: Mapping[str, float], key: str) -> str:
     return text
 
 
-def paired_rows(runs: list[Run]) -> list[dict[str, Any]]:
-    """Return the paired test of each run against each one before it, where both kept scores for common questions."""
+def paired_tests(runs: list[Run]) -> Paired:
+    """Return {(position, later position): results} of the pairs of runs that kept scores for common questions."""
     from project.tracking.paired import paired_results
 
     scores = [_scores(one) for one in runs]
-    return [
-        {"run": str(runs[later].info.run_name), "against": str(runs[earlier].info.run_name)} | result.to_row()
-        for earlier, later in combinations(range(len(runs)), 2)
-        for result in paired_results(scores[earlier], scores[later])
-    ]
+    found = {(a, b): paired_results(scores[a], scores[b]) for a, b in combinations(range(len(runs)), 2)}
+    return {pair: results for pair, results in found.items() if results}
 
 
 def _scores(run: Run) -> Scores:
@@ -157,11 +156,16 @@ def _origin(run: Run) -> dict[str, str]:
     return {"id": run.info.run_id} | {key: value for key, value in tags.items() if wanted(key)}
 
 
-def _report(runs: list[Run], params: Rows, paired: list[dict[str, Any]]) -> dict[str, Any]:
+def _report(runs: list[Run], params: Rows, paired: Paired) -> dict[str, Any]:
+    names = [str(one.info.run_name) for one in runs]
     return {
         "runs": [{"name": one.info.run_name, **_origin(one), "metrics": run_metrics(one)} for one in runs],
         "parameters": params,
-        "paired": paired,
+        "paired": [
+            {"run": names[later], "against": names[earlier]} | result.to_row()
+            for (earlier, later), results in paired.items()
+            for result in results
+        ],
     }
 
 
@@ -173,24 +177,23 @@ def _console(columns: int = 3) -> Console:
     return console if console.is_terminal else Console(width=max(160, 40 + 64 * columns))
 
 
-def _table(names: list[str], sections: Mapping[str, Rows], paired: list[dict[str, Any]]) -> Table:
+def _table(names: list[str], sections: Mapping[str, Rows], paired: Paired) -> Table:
     """Return one table: what differs, a section each, and beside the metrics the paired test of each run and the one before."""
     from rich.table import Table
 
-    steps = [pair for pair in pairwise(names) if any((row["against"], row["run"]) == pair for row in paired)]
-    table = Table(title="runs side by side; [95 % interval]", title_justify="left")
-    for name in ("", *names, *(f"{later} - {earlier}, paired" for earlier, later in steps)):
+    steps = [pair for pair in pairwise(range(len(names))) if pair in paired]
+    said = "" if steps else "; no two neighbours kept scores for common questions, so none is tested in pairs"
+    table = Table(title=f"runs side by side; [95 % interval]{said}", title_justify="left")
+    for name in ("", *names, *(f"{names[later]} - {names[earlier]}, paired" for earlier, later in steps)):
         table.add_column(name, overflow="fold")
     for title, rows in sections.items():
         table.add_row(f"[bold]{title}[/bold]" + ("" if rows else ": none"))
         for key, values in rows.items():
-            table.add_row(key, *values, *(_change(paired, key.removeprefix("test/"), *step) for step in steps))
+            table.add_row(key, *values, *(_change(paired[step], key.removeprefix("test/")) for step in steps))
         table.add_section()
     return table
 
 
-def _change(paired: list[dict[str, Any]], metric: str, against: str, run: str) -> str:
-    for row in paired:
-        if (row["metric"], row["against"], row["run"]) == (metric, against, run):
-            return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] n={row['n']} p={row['p']:.4f}"
-    return ""
+def _change(results: list[PairedResult], metric: str) -> str:
+    found = next((result for result in results if result.metric == metric), None)
+    return "" if found is None else f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] n={found.n} p={found.p:.4f}"

@@ -389,6 +389,21 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, 
     assert all("lora_" in name or "trainable_tokens" in name for name in kept if name.startswith("policy."))
 
 
+def test_what_is_tested_is_the_checkpoint(folder):
+    module = make(folder, url="http://127.0.0.1:1")
+    module.configure_model()
+    with torch.no_grad():
+        for name, parameter in module.policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    module.updates += 7  # as a checkpoint would
+    prompt, ids = list(b"Which metal"), list(b"Gold")
+    assert module._engine.score(prompt, ids) != pytest.approx(module._score(prompt, ids).tolist(), abs=0.01)
+    module.on_predict_start()
+    assert module._engine.version == 7
+    assert module._engine.score(prompt, ids) == pytest.approx(module._score(prompt, ids).tolist(), abs=1e-4)
+
+
 def test_a_critic_that_is_not_finite_stops_the_run_before_its_step(folder, server, questions, tmp_path):
     module = make(folder, url=server.url, critic_learning_rate=float("inf"), ppo={"critic_steps": 3})
     with pytest.raises(TrainingError, match="not finite"):

@@ -83,6 +83,20 @@ def test_trap_19_compare_pairs_runs_by_question(tmp_path: Path, capsys: CaptureF
     assert report["runs"][1]["seeker.parent"] == base
 
 
+def test_runs_of_one_name_are_not_mixed_up(capsys: CaptureFixture[str]) -> None:
+    # a: 0 then 1 then 1; differences of neighbours +1 and 0.
+    ids = [_run("seed", {"a": [value]}) for value in (0.0, 1.0, 1.0)]
+    assert main(["compare", *ids]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "test/em" in line]
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    assert [cell.split(" ")[0] for cell in cells[-2:]] == ["+1.000", "+0.000"]
+
+
+def test_runs_without_scores_say_so(capsys: CaptureFixture[str]) -> None:
+    assert main(["compare", _run("a", {"x": [0.0]}), _run("b", {"y": [1.0]})]) == 0
+    assert "no two neighbours kept scores" in " ".join(capsys.readouterr().out.split())
+
+
 def test_runs_and_lineage(capsys: CaptureFixture[str]) -> None:
     base = _run("base", {"a": [0.0]})
     _run("sft", {"a": [1.0]}, parent=base)
