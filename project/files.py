@@ -319,3 +319,19 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
         except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, _LateColumn) as error:
             raise InputError(f"{path} cannot hold rows of different columns or types ({error}); write .jsonl") from error
     return count
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Return what a YAML file holds.
+
+    Raises:
+        InputError: it is no YAML, or not UTF-8; the message names the file and, where known, the line.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from error

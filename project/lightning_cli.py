@@ -21,13 +21,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from project.errors import InputError, SeekerError
+from project.files import read_yaml
 from project.parser_errors import one_sentence
 from project.tracking.callback import TrackRun
 from project.tracking.logger import SeekerLogger
@@ -201,12 +201,7 @@ def _check_configs(args: list[str]) -> None:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"--config {name} does not exist; experiments/ holds the configs that come with Seeker")
-        try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise InputError(f"{name}{line}: not YAML ({getattr(error, 'problem', error)})") from error
+        settings = read_yaml(path)
         if not isinstance(settings, dict):
             raise InputError(f"{name} holds no settings; expected keys such as `model:`, `data:` and `trainer:`")
 

@@ -25,10 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from project.errors import InputError, SeekerError, TrainingError
-from project.files import file_digest, write_text
+from project.files import file_digest, read_yaml, write_text
 from project.records import Row
 from project.tracking.store import project_root, run_folder_id, runs_folder
 
@@ -152,12 +150,7 @@ def read_pipeline(path: Path) -> tuple[str, list[Phase]]:
     """
     if not path.is_file():
         raise InputError(f"--config {path} does not exist; experiments/summary/ holds the pipelines that come with Seeker")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from error
+    settings = read_yaml(path)
     _check_keys(settings, KEYS, {"name", "phases"}, str(path))
     if not isinstance(settings["phases"], list) or not settings["phases"]:
         raise InputError(f"{path}: 'phases' is no list of phases; give at least one, with `name` and `config`")

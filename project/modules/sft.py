@@ -126,7 +126,7 @@ class SFT(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen base back, so that every name is still checked."""
+        """Put the base back as `model_path` holds it now; a name missing from what was trained is still an error."""
         checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}
 
     def on_fit_end(self) -> None:
