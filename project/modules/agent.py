@@ -163,21 +163,27 @@ class SearchAgent(LightningModule):
 
     def _report(self, stage: str) -> None:
         episodes, self._episodes = self._episodes, []
-        scores = [score_episode(e, self.reward) for e in episodes if not e.finish.is_environment_failure]
+        scored = [e for e in episodes if not e.finish.is_environment_failure]
+        scores = [score_episode(e, self.reward) for e in scored]
         if not scores:
             return
         for name in scores[0]:
-            summary = estimate([row[name] for row in scores], share=is_share(name))
-            if summary.n:
-                self.log(f"{stage}/{name}", summary.mean, rank_zero_only=True)
-                if stage == "test":
-                    self.log_dict(
-                        {f"test/{name}_low": summary.low, f"test/{name}_high": summary.high, f"test/{name}_n": summary.n}
-                    )
+            self._log_estimate(stage, name, [row[name] for row in scores], share=is_share(name))
+        for kind in sorted({e.question.kind for e in scored if e.question.kind}):
+            of_kind = [row["em"] for e, row in zip(scored, scores, strict=True) if e.question.kind == kind]
+            self._log_estimate(stage, f"em_{kind}", of_kind, share=True)
         self.log_dict({f"{stage}/n": float(len(scores)), f"{stage}/environment_failures": float(len(episodes) - len(scores))})
         self._report_decision(stage, episodes)
         if stage == "test" and not self.trainer.sanity_checking:
             self._keep_scores(episodes)
+
+    def _log_estimate(self, stage: str, name: str, values: list[float], *, share: bool) -> None:
+        summary = estimate(values, share=share)
+        if not summary.n:
+            return
+        self.log(f"{stage}/{name}", summary.mean, rank_zero_only=True)
+        if stage == "test":
+            self.log_dict({f"test/{name}_low": summary.low, f"test/{name}_high": summary.high, f"test/{name}_n": summary.n})
 
     def _report_decision(self, stage: str, episodes: list[Episode]) -> None:
         known = [e for e in episodes if e.question.needs_search is not None and not e.finish.is_environment_failure]

@@ -29,6 +29,10 @@ from project.rollouts.rows import collate_rows, training_row
 from project.runtime import return_freed_memory
 
 
+SAME_REWARD = 1e-6
+"""Difference in reward below which two episodes earned the same."""
+
+
 @dataclass(frozen=True)
 class PPOSettings:
     """The numbers of the algorithm."""
@@ -208,10 +212,17 @@ class PPO(SearchAgent):
         return kept, [self.reward(e)["total"] for e in kept]
 
     def _prepare(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[Batch]:
-        """Return micro-batches, longest rows together, with old and reference log-probabilities, advantages and returns."""
+        """Return micro-batches, longest rows together, with old and reference log-probabilities, advantages and returns.
+
+        Episodes that earned what the rest of their group did push nowhere and are left out, unless all did (DAPO, Yu et al.
+        2025, section 3.2, samples such groups again; here they have only cost their rollouts).
+        """
         names = [episode.question.id for episode in episodes]
         centred = leave_one_out(torch.tensor(rewards), torch.tensor([names.index(name) for name in names])).tolist()
-        rows = sorted((training_row(e, r) for e, r in zip(episodes, centred, strict=True)), key=lambda row: len(row.ids))
+        rows = [training_row(episode, reward) for episode, reward in zip(episodes, centred, strict=True)]
+        telling = [row for row in rows if abs(row.reward) > SAME_REWARD]
+        self.log("train/telling_share", len(telling) / len(rows))
+        rows = sorted(telling or rows, key=lambda row: len(row.ids))
         size, pad = self.ppo.micro_episodes, int(self.tokenizer.pad_token_id or 0)
         micro = []
         for start in range(0, len(rows), size):

@@ -48,6 +48,7 @@ def compare(run: list[str], output_file: Path | None = None) -> None:
     tested = {f"test/{result.metric}" for results in paired.values() for result in results}
     rows = metric_rows([run_metrics(one) for one in runs]).items()
     metrics = {key: values for key, values in rows if key in tested or len(set(values)) > 1}
+    metrics |= _training_rows(runs)
     names = [str(one.info.run_name) for one in runs]
     if output_file is not None:
         write_text(output_file, json.dumps(_report(runs, params, paired), indent=2) + "\n")
@@ -107,6 +108,15 @@ def metric_rows(metrics: list[dict[str, float]]) -> Rows:
 
     keys = sorted({key for of in metrics for key in of if not folded(key)})
     return {key: [_metric_text(of, key) for of in metrics] for key in keys}
+
+
+def _training_rows(runs: list[Run]) -> Rows:
+    """Return the row of the training reward's trend in the runs or what they were made from; none if none has it."""
+    from project.tracking.trend import TRAINED, trained_reward
+
+    found = [trained_reward(one) for one in runs]
+    texts = ["-" if one is None else f"{one[1]} of {one[0]}" for one in found]
+    return {f"{TRAINED}, slope an update": texts} if any(found) else {}
 
 
 def _metric_text(metrics: Mapping[str, float], key: str) -> str:

@@ -51,3 +51,8 @@ def test_trap_14_a_generation_after_a_sync_uses_no_cached_prefix_of_the_old_weig
 
 def test_starting_vllm_keeps_the_random_state(result):
     assert result["rng_kept"]
+
+
+def test_more_prompts_at_once_than_one_step_takes(result):
+    """vLLM's CPU build cannot take back the noise of a prompt that it cut in two: it must not cut."""
+    assert result["crowd"] == [4] * 60

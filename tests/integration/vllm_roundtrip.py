@@ -71,6 +71,13 @@ def main(folder):
     result["gap_generated"] = float((generated - policy_score(policy, prompts[0], list(after[0].ids))).abs().mean())
     with policy.reference():
         result["gap_to_old"] = float((generated - policy_score(policy, prompts[0], list(after[0].ids))).abs().mean())
+    # More prompt tokens at once than one step of vLLM's scheduler takes, so that it could cut a prompt in two.
+    many = [renderer.encode(f"{i} {'and so on ' * 60}") for i in range(60)]
+
+    async def crowd():
+        return await asyncio.gather(*(engine.generate(ids, Sampling(1.0, 4, (), i)) for i, ids in enumerate(many)))
+
+    result["crowd"] = [len(generation.ids) for generation in asyncio.run(crowd())]
     print("RESULT " + json.dumps(result))
 
 

@@ -53,6 +53,8 @@ class VLLMEngine:
                 enforce_eager=not torch.cuda.is_available(),
                 logprobs_mode="processed_logprobs",
                 enable_prefix_caching=True,
+                # A seeded request whose prompt is cut in two crashes on CPU, whose generators cannot be set back.
+                enable_chunked_prefill=torch.cuda.is_available(),
                 seed=seed,
                 disable_log_stats=True,
             )

@@ -1,0 +1,70 @@
+"""Whether a metric rises over a training: the least-squares slope over its steps, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from project.tracking.store import find_run, metric_curve
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+TRAINED = "train/reward"
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A straight line through n logged values."""
+
+    first: float
+    last: float
+    slope: float
+    """Change from one logged value to the next."""
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        """Return first and last value, and the slope with its interval."""
+        return f"{self.first:.3f} to {self.last:.3f}, {self.slope:+.4f} [{self.low:+.4f}, {self.high:+.4f}] n={self.n}"
+
+
+def trend(curve: Mapping[int, float]) -> Trend | None:
+    """Return the least-squares slope over a curve's positions and its 95 % interval (Student's t with n - 2 degrees).
+
+    The residuals are taken as independent, which rewards of disjoint batches of questions nearly are. None under 3 values.
+
+    Args:
+        curve: {step: value}; only the order of the steps counts.
+    """
+    from scipy.stats import linregress, t
+
+    values = [curve[step] for step in sorted(curve)]
+    if len(values) < 3:
+        return None
+    line = linregress(range(len(values)), values)
+    reach = float(t.ppf(0.975, len(values) - 2)) * float(line.stderr)
+    slope = float(line.slope)
+    return Trend(values[0], values[-1], slope, slope - reach, slope + reach, len(values))
+
+
+def trained_reward(run: Run) -> tuple[str, Trend] | None:
+    """Return (run name, trend of its training reward) of the run, or else of the nearest it was made from that has one."""
+    for one in _with_parents(run):
+        found = trend(metric_curve(one.info.run_id, TRAINED))
+        if found is not None:
+            return str(one.info.run_name), found
+    return None
+
+
+def _with_parents(run: Run) -> Iterator[Run]:
+    seen: set[str] = set()
+    while run.info.run_id not in seen:
+        yield run
+        seen.add(run.info.run_id)
+        parent = run.data.tags.get("seeker.parent")
+        if not parent:
+            return
+        run = find_run(parent)

@@ -1,0 +1,39 @@
+"""Whether the training reward rises: slope and interval against numbers worked by hand."""
+
+import pytest
+from pytest import CaptureFixture, approx
+
+from project.cli import main
+from project.tracking.store import client
+from project.tracking.trend import trend
+
+
+@pytest.fixture(autouse=True)
+def _store(store: object) -> None:
+    del store
+
+
+def test_trend_by_hand() -> None:
+    # 0, 2, 1 at 0, 1, 2: slope sum((x - 1)(y - 1)) / sum((x - 1)^2) = (1 + 0 + 0) / 2 = 1/2; line 1/2, 1, 3/2; residuals
+    # -1/2, 1, -1/2: s^2 = 1.5 / (3 - 2), standard error sqrt(1.5 / 2); t with 1 degree of freedom at 97.5 % = 12.7062.
+    found = trend({7: 1.0, 3: 2.0, 1: 0.0})
+    assert found is not None
+    reach = 12.7062 * (1.5 / 2) ** 0.5
+    assert (found.first, found.last, found.n) == (0.0, 1.0, 3)
+    assert (found.slope, found.low, found.high) == (approx(0.5), approx(0.5 - reach, rel=1e-4), approx(0.5 + reach, rel=1e-4))
+    assert str(found) == "0.000 to 1.000, +0.5000 [-10.5039, +11.5039] n=3"
+    assert trend({0: 0.0, 1: 1.0}) is None
+
+
+def test_compare_shows_the_training_reward_of_what_a_run_was_made_from(capsys: CaptureFixture[str]) -> None:
+    of = client()
+    experiment = of.create_experiment("seeker")
+    sft, ppo, test = (of.create_run(experiment, run_name=name).info.run_id for name in ("sft", "ppo", "test"))
+    of.set_tag(ppo, "seeker.parent", sft)
+    of.set_tag(test, "seeker.parent", ppo)
+    for time, (step, value) in enumerate(((1, 9.0), (1, 0.25), (2, 0.5), (3, 0.75))):  # a resume logged step 1 again
+        of.log_metric(ppo, "train/reward", value, step=step, timestamp=time)
+    assert main(["compare", "sft", "test"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "slope an update" in line]
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    assert cells[1:3] == ["-", "0.250 to 0.750, +0.2500 [+0.2500, +0.2500] n=3 of ppo"]
