@@ -28,7 +28,6 @@ from project.records import Episode, Question
 from project.rollouts.rows import collate_rows, training_row
 from project.runtime import return_freed_memory
 
-
 SAME_REWARD = 1e-6
 """Difference in reward below which two episodes earned the same."""
 
@@ -212,17 +211,18 @@ class PPO(SearchAgent):
         return kept, [self.reward(e)["total"] for e in kept]
 
     def _prepare(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[Batch]:
-        """Return micro-batches, longest rows together, with old and reference log-probabilities, advantages and returns.
+        """Return micro-batches of rows of like length, with old and reference log-probabilities, advantages and returns.
 
         Episodes that earned what the rest of their group did push nowhere and are left out, unless all did (DAPO, Yu et al.
-        2025, section 3.2, samples such groups again; here they have only cost their rollouts).
+        2025, section 3.2, samples such groups again; here they have only cost their rollouts). The longest rows come first,
+        so that the heap grows once.
         """
         names = [episode.question.id for episode in episodes]
         centred = leave_one_out(torch.tensor(rewards), torch.tensor([names.index(name) for name in names])).tolist()
         rows = [training_row(episode, reward) for episode, reward in zip(episodes, centred, strict=True)]
         telling = [row for row in rows if abs(row.reward) > SAME_REWARD]
         self.log("train/telling_share", len(telling) / len(rows))
-        rows = sorted(telling or rows, key=lambda row: len(row.ids))
+        rows = sorted(telling or rows, key=lambda row: -len(row.ids))
         size, pad = self.ppo.micro_episodes, int(self.tokenizer.pad_token_id or 0)
         micro = []
         for start in range(0, len(rows), size):

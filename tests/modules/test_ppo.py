@@ -237,6 +237,21 @@ def test_the_policy_learns_what_pays(folder, server, questions, tmp_path):
     assert gain("<answer>\nGold") > gain("<answer>\nZinc") + 0.5
 
 
+def test_only_questions_whose_episodes_differ_are_trained_on(folder, server, questions, tmp_path):
+    even = {"q0", "q1", "q2"}
+
+    def reward(episode):
+        return {"total": float(episode.question.id in even or episode.answer != "Zinc")}
+
+    module = make(folder, url=server.url, reward=reward)
+    fit(module, questions, tmp_path, steps=4)
+    telling = [sum(e.question.id not in even for e in episodes) for episodes in module.all_episodes]
+    assert {0, 4} <= set(telling)
+    # With nothing to tell all 8 episodes are taken: the update still happens.
+    assert [sum(len(b["rewards"]) for b in update) for update in module.micro] == [n or 8 for n in telling]
+    assert module.of("train/telling_share") == [n / 8 for n in telling]
+
+
 def test_the_critic_does_not_move_the_policy(folder, server, questions, tmp_path):
     """With rewards that do not vary and no KL there is nothing to learn but the value."""
     module = make(
