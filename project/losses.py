@@ -15,12 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 Metrics = dict[str, Tensor]
 CHUNK = 256
-"""Positions whose logits are held at once: 256 x 49,152 in float32 is 50 MB."""
+"""Positions whose logits are made at once: 256 x 49,152 in float32 is 50 MB."""
+KEPT_CHUNKS = 2
+"""Chunks whose logits are kept for backward; beyond, they are made a second time."""
 
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> Tensor:
     """Return log p(label) of each position, float32, under the softmax of logits / temperature."""
-    return -functional.cross_entropy(logits_NV.float() / temperature, labels_N, reduction="none")
+    logits_NV = logits_NV.float()
+    if temperature != 1.0:  # a pass over all logits, and another one backward
+        logits_NV = logits_NV / temperature
+    return -functional.cross_entropy(logits_NV, labels_N, reduction="none")
 
 
 def token_entropy(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
@@ -29,21 +34,24 @@ def token_entropy(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
-def chunked_logprobs(
-    head: Callable[[Tensor], Tensor], hidden_NH: Tensor, labels_N: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Return (log p(label), arg max) of each position without ever holding all logits; backward recomputes them."""
+def chunked_logprobs(head: Callable[[Tensor], Tensor], hidden_NH: Tensor, labels_N: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return log p(label) of each position without ever holding all logits; backward recomputes them where they are many."""
 
-    def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(hidden)
-        return token_logprobs(logits, labels, temperature), logits.argmax(-1)
+    def part(hidden: Tensor, labels: Tensor) -> Tensor:
+        return token_logprobs(head(hidden), labels, temperature)
 
+    recompute = torch.is_grad_enabled() and len(hidden_NH) > KEPT_CHUNKS * CHUNK
     parts = [
-        checkpoint(part, hidden, labels, use_reentrant=False) if torch.is_grad_enabled() else part(hidden, labels)
+        checkpoint(part, hidden, labels, use_reentrant=False) if recompute else part(hidden, labels)
         for hidden, labels in zip(hidden_NH.split(CHUNK), labels_N.split(CHUNK), strict=True)
     ]
-    logprobs, best = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(best)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def chunked_argmax(head: Callable[[Tensor], Tensor], hidden_NH: Tensor) -> Tensor:
+    """Return the likeliest token of each position, int64, without ever holding all logits."""
+    return torch.cat([head(hidden).argmax(-1) for hidden in hidden_NH.split(CHUNK)])
 
 
 def weighted_cross_entropy(logprobs_N: Tensor, weights_N: Tensor, total_weight: Tensor | float) -> Tensor:

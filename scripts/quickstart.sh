@@ -3,17 +3,31 @@
 #
 #   bash scripts/quickstart.sh           continues where it stopped; a finished stage is not run again
 #   bash scripts/quickstart.sh --again   starts over
+#   bash scripts/quickstart.sh --again --seed 1   starts over with other questions, samples and sampling noise
 #
 # On 2 cores it takes under 20 minutes after installing. A stage's log lies in lightning_logs/quickstart/STAGE.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 state=lightning_logs/quickstart
-[[ ${1:-} == --again ]] && rm -rf "$state" data/quickstart lightning_logs/runs/quickstart-*
+again=0 seed=
+while (($#)); do
+  case $1 in
+    --again) again=1; shift ;;
+    --seed) seed=${2:-none}; shift $(($# > 1 ? 2 : 1)) ;;
+    *) echo "quickstart: unknown argument '$1'; it takes --again and --seed N" >&2; exit 2 ;;
+  esac
+done
+[[ $seed =~ ^[0-9]*$ ]] || { echo "quickstart: --seed takes a whole number, got '$seed'" >&2; exit 2; }
 mkdir -p "$state"
 # Children inherit the lock, so a stage that outlives a killed script keeps a second one from training into its folder.
 exec 8>"$state/lock"
 flock -n 8 || { echo "quickstart: another run, or the last stage of one, is still at work; wait for it, or stop it" >&2; exit 2; }
+((again)) && rm -rf "$state"/*.done "$state"/*.log "$state/seed" data/quickstart lightning_logs/runs/quickstart-*
+held=$(cat "$state/seed" 2>/dev/null || true)
+seed=${seed:-${held:-0}}
+[[ $seed == "${held:-$seed}" ]] || { echo "quickstart: $state holds a run with seed $held; add --again to start over" >&2; exit 2; }
+echo "$seed" > "$state/seed"
 bash scripts/setup.sh
 seeker=.venv/bin/seeker
 runs=lightning_logs/runs
@@ -46,13 +60,13 @@ measure() {
   stage "test-$name" "$seeker" test --config $configs/test.yaml --trainer.logger.run_name "quickstart-test-$name" "$@"
 }
 
-stage facts "$seeker" data facts --output_dir data/quickstart/facts
+stage facts "$seeker" data facts --seed "$seed" --output_dir data/quickstart/facts
 stage index "$seeker" index build --passages data/quickstart/facts/passages.jsonl --output_dir data/quickstart/index
 new_sft=$([[ -f $state/sft.done ]] && echo 0 || echo 1)
-stage sft "$seeker" fit --config $configs/sft.yaml $(resume quickstart-sft)
+stage sft "$seeker" fit --config $configs/sft.yaml --seed_everything "$seed" --data.seed "$seed" $(resume quickstart-sft)
 # A policy trained from an earlier SFT model is not continued from a new one.
 ((new_sft == 0)) || rm -rf "$state/ppo.done" "$state"/test-*.done $runs/quickstart-ppo
-stage ppo "$seeker" fit --config $configs/ppo.yaml $(resume quickstart-ppo)
+stage ppo "$seeker" fit --config $configs/ppo.yaml --seed_everything "$seed" --data.seed "$seed" --model.seed "$seed" $(resume quickstart-ppo)
 measure base
 measure sft --model.model_path $runs/quickstart-sft/merged
 measure ppo --model.model_path $runs/quickstart-ppo/merged

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from project import losses
 from project.losses import (
+    chunked_argmax,
     chunked_logprobs,
     explained_variance,
     k1_kl,
@@ -62,14 +63,14 @@ def test_weighted_cross_entropy_is_the_same_however_it_is_cut(tokens, data):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk", [1, 3, 1024])
+@pytest.mark.parametrize("chunk", [1, 3, 4, 1024])  # 7 positions: 1 and 3 make the logits again in backward
 def test_chunked_logprobs_equal_plain_float64_forward_and_backward(monkeypatch, chunk, temperature):
     monkeypatch.setattr(losses, "CHUNK", chunk)
     torch.manual_seed(0)
     head = torch.nn.Linear(6, 11, bias=False)
     hidden = torch.randn(7, 6, requires_grad=True)
     labels, upstream = torch.randint(0, 11, (7,)), torch.randn(7)
-    found, best = chunked_logprobs(head, hidden, labels, temperature)
+    found = chunked_logprobs(head, hidden, labels, temperature)
     (found * upstream).sum().backward()
 
     weight64 = head.weight.detach().double().requires_grad_()
@@ -80,7 +81,7 @@ def test_chunked_logprobs_equal_plain_float64_forward_and_backward(monkeypatch, 
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(hidden.grad.double(), hidden64.grad, rtol=0, atol=1e-5)
     torch.testing.assert_close(head.weight.grad.double(), weight64.grad, rtol=0, atol=1e-5)
-    assert torch.equal(best, logits.argmax(-1))
+    assert torch.equal(chunked_argmax(head, hidden), logits.argmax(-1))
 
 
 def test_chunked_logprobs_never_hold_all_logits(monkeypatch):
@@ -91,9 +92,18 @@ def test_chunked_logprobs_never_hold_all_logits(monkeypatch):
         seen.append(len(hidden))
         return hidden @ torch.ones(3, 4)
 
+    hidden, labels = torch.zeros(5, 3, requires_grad=True), torch.zeros(5, dtype=torch.long)
     with torch.no_grad():
-        chunked_logprobs(head, torch.zeros(5, 3), torch.zeros(5, dtype=torch.long))
-    assert seen == [2, 2, 1]
+        chunked_logprobs(head, hidden, labels)
+        chunked_argmax(head, hidden)
+    assert seen == [2, 2, 1, 2, 2, 1]
+    seen.clear()
+    chunked_logprobs(head, hidden, labels).sum().backward()  # more than two chunks: each is made again
+    assert seen[:3] == [2, 2, 1]
+    assert sorted(seen[3:]) == [1, 2, 2]
+    seen.clear()
+    chunked_logprobs(head, hidden[:4], labels[:4]).sum().backward()
+    assert seen == [2, 2]
 
 
 def test_k1_and_k3_by_hand():

@@ -273,8 +273,7 @@ class PPO(SearchAgent):
         assert self.policy is not None
         hidden = self.policy(batch["input_ids"], batch["attention_mask"])[:, :-1][batch["trained"]]
         labels = batch["input_ids"][:, 1:][batch["trained"]]
-        logprobs, _ = chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature)
-        return logprobs, hidden
+        return chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature), hidden
 
     def _inner_epoch(self, micro: list[Batch], epoch: int) -> None:
         """Take optimizer steps over all micro-batches in an order keyed by (seed, update, epoch)."""
@@ -354,7 +353,7 @@ class PPO(SearchAgent):
         assert self.policy is not None
         whole = torch.tensor([prompt + ids], device=self.device)
         hidden = self.policy(whole, torch.ones_like(whole))[0, len(prompt) - 1 : -1]
-        return chunked_logprobs(self.policy.head, hidden, whole[0, len(prompt) :])[0].cpu()
+        return chunked_logprobs(self.policy.head, hidden, whole[0, len(prompt) :]).cpu()
 
     def _log_annotations(self, micro: list[Batch]) -> None:
         values, returns = (torch.cat([b[name] for b in micro]) for name in ("old_values", "returns"))

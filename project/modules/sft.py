@@ -13,7 +13,7 @@ from torch import Tensor
 
 from project.datamodules.plan import MicroBatch
 from project.errors import TrainingError
-from project.losses import chunked_logprobs, weighted_cross_entropy
+from project.losses import chunked_argmax, chunked_logprobs, weighted_cross_entropy
 from project.modules.policy import (
     AgentSettings,
     LoRA,
@@ -75,7 +75,7 @@ class SFT(LightningModule):
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """Return the micro-batch's share of the step's loss, scaled so that Lightning's averages cancel."""
         del batch_idx
-        loss, _ = self._loss(batch)
+        loss = self._loss(*self._trained(batch))
         weight = batch["weights"][:, 1:].sum()
         self.log("train/loss", loss.detach() / weight.clamp_min(1e-8), on_step=True)
         self.log("train/tokens", batch["attention_mask"].sum().float(), on_step=True, reduce_fx="sum")
@@ -86,26 +86,31 @@ class SFT(LightningModule):
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Log the weighted loss and, for each kind, the share of tokens predicted right."""
         del batch_idx
-        loss, right = self._loss(batch)
-        weights, kinds = batch["weights"][:, 1:], batch["kinds"][:, 1:]
+        assert self.policy is not None
+        hidden, labels, weights = self._trained(batch)
+        right = chunked_argmax(self.policy.head, hidden) == labels
+        kinds = batch["kinds"][:, 1:][batch["weights"][:, 1:] > 0]
         total = weights.sum()
-        self.log("val/loss", loss / total.clamp_min(1e-8), batch_size=max(1, round(float(total))), sync_dist=True)
+        loss = self._loss(hidden, labels, weights) / total.clamp_min(1e-8)
+        self.log("val/loss", loss, batch_size=max(1, round(float(total))), sync_dist=True)
         for index, kind in enumerate(KINDS):
-            chosen = (kinds == index)[weights > 0]
+            chosen = kinds == index
             if chosen.any():
                 accuracy = right[chosen].float().mean()
                 self.log(f"val/accuracy_{kind}", accuracy, batch_size=int(chosen.sum()), sync_dist=self.trainer.world_size > 1)
 
-    def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return (sum of w * CE, whether each trained label was the arg max); labels are shifted by one."""
+    def _trained(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (hidden states (N, H), labels (N,), weights (N,)) of the trained positions; labels are shifted by one."""
         assert self.policy is not None
         hidden = self.policy(batch["input_ids"], batch["attention_mask"])[:, :-1]
         labels, weights = batch["input_ids"][:, 1:], batch["weights"][:, 1:]
         trained = weights > 0
-        if not trained.any():
-            return hidden.float().sum() * 0.0, trained.new_zeros(0)
-        logprobs, best = chunked_logprobs(self.policy.head, hidden[trained], labels[trained])
-        return weighted_cross_entropy(logprobs, weights[trained], 1.0), best == labels[trained]
+        return hidden[trained], labels[trained], weights[trained]
+
+    def _loss(self, hidden_NH: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        """Return the sum of w * CE."""
+        assert self.policy is not None
+        return weighted_cross_entropy(chunked_logprobs(self.policy.head, hidden_NH, labels_N), weights_N, 1.0)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401 - Lightning's hook
         """Stop before a step with a non-finite gradient, on all ranks together."""

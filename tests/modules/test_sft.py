@@ -15,6 +15,7 @@ from project.datamodules.plan import PlannedLoader, collate, plan_epoch
 from project.dialects import Action, get_dialect
 from project.errors import TrainingError
 from project.files import write_rows
+from project.losses import chunked_argmax
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.schedule import warmup_cosine
 from project.modules.sft import SFT
@@ -170,8 +171,9 @@ def test_trap_01_labels_are_shifted(folder, files):
 
     def loss(offset):
         object.__setattr__(module, "policy", Fake(offset))
-        found, right = module._loss(batch)
-        return float(found), int(right.sum())
+        hidden, labels, weights = module._trained(batch)
+        right = chunked_argmax(module.policy.head, hidden) == labels
+        return float(module._loss(hidden, labels, weights)), int(right.sum())
 
     # Five in all of weight stands on positions 2 to 5. The next token: no loss. The same token: 50 nats for each weight.
     module._modules.pop("policy", None)
@@ -184,7 +186,7 @@ def test_only_weighted_tokens_count(folder):
     module.configure_model()
     sample = Sample("a", [256, 10, 20, 30], [0] * 4, [0.0, 0.0, 1.5, 0.0])
     with torch.no_grad():
-        found, _ = module._loss(collate([sample], 257))
+        found = module._loss(*module._trained(collate([sample], 257)))
         logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([[256, 10, 20, 30]])).logits[0]
         grown = module.policy.head(module.policy(torch.tensor([[256, 10, 20, 30]]), torch.ones(1, 4, dtype=torch.long)))[0]
     torch.testing.assert_close(grown[:, :258], logits, rtol=0, atol=1e-5)
@@ -194,10 +196,11 @@ def test_only_weighted_tokens_count(folder):
 def test_a_batch_without_a_trained_token_has_no_gradient(folder):
     module = make_module(folder)
     module.configure_model()
-    loss, right = module._loss(collate([], 257))
+    hidden, labels, weights = module._trained(collate([], 257))
+    loss = module._loss(hidden, labels, weights)
     loss.backward()
     assert float(loss) == 0
-    assert len(right) == 0
+    assert len(labels) == len(weights) == 0
     assert not any(p.grad is not None and p.grad.any() for p in module.parameters())
 
 
