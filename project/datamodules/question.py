@@ -64,6 +64,7 @@ class QuestionDataModule(LightningDataModule):
         batch_questions: int = 8,
         eval_batch_questions: int = 64,
         limit: int | None = None,
+        train_limit: int | None = None,
         seed: int = 0,
     ) -> None:
         """Take the files.
@@ -76,13 +77,14 @@ class QuestionDataModule(LightningDataModule):
             batch_questions: training questions in one update.
             eval_batch_questions: questions whose episodes run at once in validation, test and prediction.
             limit: use only the first so many questions of each file but the training one.
-            seed: of the order of the training questions.
+            train_limit: train on only so many of the training questions, drawn by the seed.
+            seed: of the draw and the order of the training questions.
         """
         super().__init__()
         files = {"train": train_file, "validation": validation_file, "test": test_file, "predict": predict_file}
         self.data_files = {name: Path(path) for name, path in files.items() if path is not None}
         self.batch_questions, self.eval_batch_questions = batch_questions, eval_batch_questions
-        self.limit, self.seed = limit, seed
+        self.limit, self.train_limit, self.seed = limit, train_limit, seed
         self._questions: dict[str, list[Question]] = {}
 
     def setup(self, stage: str) -> None:
@@ -102,9 +104,12 @@ class QuestionDataModule(LightningDataModule):
     def train_dataloader(self) -> QuestionLoader:
         """Return shuffled batches of training questions."""
         questions = self._questions["train"]
+        if self.train_limit is not None and self.train_limit < len(questions):
+            questions = random.Random(self.seed).sample(questions, self.train_limit)
         if len(questions) < self.batch_questions:
             raise InputError(
-                f"{self.data_files['train']} holds {len(questions)} questions, less than {self.batch_questions} a batch"
+                f"{len(questions)} questions of {self.data_files['train']} are to be trained on, less than "
+                f"{self.batch_questions} a batch"
             )
         return QuestionLoader(questions, self.batch_questions, self.seed)
 

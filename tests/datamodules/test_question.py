@@ -107,10 +107,26 @@ def test_a_verb_without_its_file_is_one_sentence(stage):
         QuestionDataModule().setup(stage)
 
 
+def test_train_limit_draws_by_the_seed_and_meets_the_same_questions_each_epoch(tmp_path):
+    train = tmp_path / "train.jsonl"
+    write_rows(train, (Question(f"q{i}", "?", ("a",)).to_row() for i in range(40)))
+
+    def epochs(seed):
+        data = QuestionDataModule(train, batch_questions=2, train_limit=4, seed=seed)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        return [{question.id for batch in loader for question in batch} for _ in range(2)]
+
+    first, second = epochs(0)
+    assert first == second
+    assert len(first) == 4
+    assert first == epochs(0)[0] != epochs(1)[0]
+
+
 def test_fewer_questions_than_a_batch_is_one_sentence(tmp_path):
     data = QuestionDataModule(write(tmp_path / "train.jsonl", QUESTIONS), batch_questions=11)
     data.setup("fit")
-    with pytest.raises(InputError, match="holds 10 questions, less than 11 a batch"):
+    with pytest.raises(InputError, match=r"10 questions of .* are to be trained on, less than 11 a batch"):
         data.train_dataloader()
 
 
