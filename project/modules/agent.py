@@ -61,6 +61,11 @@ class SearchAgent(LightningModule):
             raise InputError("give one of model.index (a folder of seeker index build) and model.retrieval_url")
         self.index, self.retrieval_url, self.topk = index, retrieval_url, topk
         self.engine_name, self.limits, self.reward, self.eval_temperature = engine, limits, reward, eval_temperature
+        if self.settings.history == "template" and limits.max_turns > 1:
+            raise InputError(
+                f"the model {self.model_path} was trained with history: template, and rollouts keep history as it was sampled; "
+                "train it with history: append"
+            )
         self.dialect = self.settings.make_dialect()
         self.tokenizer, self._new_ids = load_tokenizer(self.model_path, self.dialect)
         self.renderer = Renderer(self.tokenizer, self.dialect, self.settings.history)

@@ -151,12 +151,6 @@ class Policy(nn.Module):
         yield from _merged(self.model)
 
 
-def frozen_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the entries of a module's state that training leaves alone: checkpoints need not hold what `model_path` holds."""
-    state = module.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, nn.Parameter) and not value.requires_grad}
-
-
 def _grow_embeddings(model: Any, tokenizer: Any, new_ids: Sequence[int]) -> None:  # noqa: ANN401
     """Add rows for new tokens, each the mean of the embeddings of its description's tokens."""
     if max(new_ids) >= model.get_input_embeddings().num_embeddings:

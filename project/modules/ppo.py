@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from project.advantages import gae, leave_one_out, scale
 from project.errors import EngineError, InputError, TrainingError
 from project.losses import chunked_logprobs, explained_variance, k1_kl, ppo_policy_loss, value_loss
+from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.agent import SearchAgent
-from project.modules.policy import LoRA, Policy, Precision, export_merged, frozen_state
+from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.sft import check_finite
 from project.records import Episode, Question
 from project.rollouts.rows import collate_rows, training_row
@@ -40,7 +41,7 @@ class PPOSettings:
     temperature: float = 1.0
     inner_epochs: int = 1
     minibatch_episodes: int = 16
-    """Episodes in one optimizer step."""
+    """Episodes in one optimizer step, about."""
     micro_episodes: int = 4
     """Episodes in one forward and backward pass."""
     clip: float = 0.2
@@ -94,7 +95,7 @@ class Critic(nn.Module):
 Batch = dict[str, Tensor]
 
 
-class PPO(SearchAgent):
+class PPO(AdapterCheckpoint, SearchAgent):
     """Trains a search agent by PPO with rollouts from the engine."""
 
     updates: Tensor
@@ -276,11 +277,14 @@ class PPO(SearchAgent):
         return chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature), hidden
 
     def _inner_epoch(self, micro: list[Batch], epoch: int) -> None:
-        """Take optimizer steps over all micro-batches in an order keyed by (seed, update, epoch)."""
-        order = torch.randperm(len(micro), generator=self._generator(epoch)).tolist()
-        per_step = max(1, self.ppo.minibatch_episodes // self.ppo.micro_episodes)
-        for start in range(0, len(order), per_step):
-            self._optimizer_step([micro[i] for i in order[start : start + per_step]])
+        """Take optimizer steps over all micro-batches in an order keyed by (seed, update, epoch).
+
+        The steps are of about `minibatch_episodes` each, and even: Adam would give a small rest the weight of a whole step.
+        """
+        order = torch.randperm(len(micro), generator=self._generator(epoch))
+        steps = max(1, round(len(micro) * self.ppo.micro_episodes / self.ppo.minibatch_episodes))
+        for chosen in order.tensor_split(min(steps, len(micro))):
+            self._optimizer_step([micro[i] for i in chosen.tolist()])
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))
@@ -367,15 +371,6 @@ class PPO(SearchAgent):
         self.log("train/generated_tokens", sum(len(t.ids) for e in episodes for t in e.turns) / len(episodes))
         for reason in {e.finish for e in episodes}:
             self.log(f"train/finish_{reason}", sum(e.finish is reason for e in episodes) / len(episodes))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen base out."""
-        frozen = frozen_state(self)
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the base back as `model_path` holds it now; a name missing from what was trained is still an error."""
-        checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}
 
     def on_fit_end(self) -> None:
         """Write the merged folder."""

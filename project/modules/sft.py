@@ -14,13 +14,13 @@ from torch import Tensor
 from project.datamodules.plan import MicroBatch
 from project.errors import TrainingError
 from project.losses import chunked_argmax, chunked_logprobs, weighted_cross_entropy
+from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.policy import (
     AgentSettings,
     LoRA,
     Policy,
     Precision,
     export_merged,
-    frozen_state,
     load_tokenizer,
     resolve_model_path,
 )
@@ -28,7 +28,7 @@ from project.modules.schedule import warmup_cosine
 from project.rendering import KINDS, Renderer
 
 
-class SFT(LightningModule):
+class SFT(AdapterCheckpoint, LightningModule):
     """Fine-tunes a causal LM on weighted spans of conversations; at the end writes a merged model folder."""
 
     def __init__(
@@ -124,15 +124,6 @@ class SFT(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.warmup_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen base out."""
-        frozen = frozen_state(self)
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the base back as `model_path` holds it now; a name missing from what was trained is still an error."""
-        checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}
 
     def on_fit_end(self) -> None:
         """Write the merged folder that PPO, evaluation and export start from."""

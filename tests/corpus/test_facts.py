@@ -67,7 +67,7 @@ def value(data, entity, aspect):
         # stale in countryinfo
         ("country:BI", "capital", ["Gitega"]),  # Bujumbura until 2019
         ("country:KZ", "capital", ["Astana"]),  # Nur-Sultan until 2022
-        ("country:SZ", "capital", ["Mbabane"]),
+        ("country:RS", "subregion", ["Southern Europe"]),
         ("country:HR", "currency", ["Euro"]),  # kuna until 2022
         ("country:BG", "currency", ["Euro"]),  # lev until 2025
         ("country:BY", "currency", ["Belarusian Ruble"]),
@@ -88,6 +88,9 @@ def value(data, entity, aspect):
         ("region:MN-041", "country", ["Mongolia"]),
         # left out
         ("country:ZA", "capital", []),  # three capitals
+        ("country:SZ", "capital", []),  # two capitals
+        ("country:PS", "currency", []),  # several, none of its own
+        ("element:Co", "discovery_year", []),  # three years are given
         ("country:US", "only_neighbour", []),  # Canada and Mexico
         ("country:DK", "only_neighbour", []),  # Germany, and Canada on Hans Island
         ("country:RS", "area", []),  # countryinfo gives Slovakia's

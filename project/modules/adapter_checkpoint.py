@@ -1,0 +1,54 @@
+"""Checkpoints of a model with a frozen base: they leave the base out and pin it by digest."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from project.errors import InputError
+from project.files import file_digest
+
+BASE_DIGEST = "seeker_base"
+
+
+class AdapterCheckpoint:
+    """Mixed into a LightningModule with a `model_path`; put it before the module's own base class."""
+
+    model_path: str
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen base out, and note which it was."""
+        frozen = frozen_state(self)  # type: ignore[arg-type]
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
+        if frozen:
+            checkpoint[BASE_DIGEST] = base_digest(self.model_path)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the base back as `model_path` holds it; a name missing from what was trained is still an error.
+
+        Raises:
+            InputError: `model_path` holds another base than the one that the checkpoint was trained on.
+        """
+        trained_on = checkpoint.get(BASE_DIGEST)
+        if trained_on is not None and trained_on != base_digest(self.model_path):
+            raise InputError(
+                f"the checkpoint was trained on a base with digest {trained_on}, and model.model_path={self.model_path} has "
+                f"{base_digest(self.model_path)}; give the base it was trained on, or train anew without --ckpt_path"
+            )
+        checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}  # type: ignore[arg-type]
+
+
+def frozen_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the entries of a module's state that training leaves alone: checkpoints need not hold what `model_path` holds."""
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, nn.Parameter) and not value.requires_grad}
+
+
+@lru_cache(maxsize=4)
+def base_digest(model_path: str) -> str:
+    """Return what tells a base from another: the digests of a folder's weight files, or a hub id as it stands."""
+    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in Path(model_path).glob(pattern))
+    return "+".join(map(file_digest, files)) if files else model_path
