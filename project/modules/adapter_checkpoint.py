@@ -47,8 +47,13 @@ def frozen_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, nn.Parameter) and not value.requires_grad}
 
 
-@lru_cache(maxsize=4)
 def base_digest(model_path: str) -> str:
     """Return what tells a base from another: the digests of a folder's weight files, or a hub id as it stands."""
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in Path(model_path).glob(pattern))
-    return "+".join(map(file_digest, files)) if files else model_path
+    return "+".join(_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files) or model_path
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    del size, changed_ns  # they only key the cache
+    return file_digest(path)
