@@ -35,7 +35,7 @@ def token_entropy(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def chunked_logprobs(head: Callable[[Tensor], Tensor], hidden_NH: Tensor, labels_N: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return log p(label) of each position without ever holding all logits; backward recomputes them where they are many."""
+    """Return log p(label) of each position; beyond `KEPT_CHUNKS` chunks backward makes the logits again and none is kept."""
 
     def part(hidden: Tensor, labels: Tensor) -> Tensor:
         return token_logprobs(head(hidden), labels, temperature)

@@ -24,7 +24,7 @@ mkdir -p "$state"
 exec 8>"$state/lock"
 flock -n 8 || { echo "quickstart: another run, or the last stage of one, is still at work; wait for it, or stop it" >&2; exit 2; }
 ((again)) && rm -rf "$state"/*.done "$state"/*.log "$state/seed" data/quickstart lightning_logs/runs/quickstart-*
-held=$(cat "$state/seed" 2>/dev/null || true)
+held=$(cat "$state/seed" 2>/dev/null || { ls "$state"/*.done > /dev/null 2>&1 && echo 0; } || true)  # older runs kept no seed
 seed=${seed:-${held:-0}}
 [[ $seed == "${held:-$seed}" ]] || { echo "quickstart: $state holds a run with seed $held; add --again to start over" >&2; exit 2; }
 echo "$seed" > "$state/seed"

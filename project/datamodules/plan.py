@@ -1,8 +1,9 @@
 """Which samples are trained when: optimizer steps -> micro-batches -> ranks, a pure function of (lengths, seed, epoch).
 
 Samples are shuffled, cut into optimizer steps, sorted by length inside each step so that micro-batches waste little
-padding, and dealt to ranks. Every micro-batch knows its step's total weight, so the loss is sum(w * CE) / sum(w) over the
-step however it is cut (DESIGN §4.4). On CPU length-bucketed batches beat packing (DESIGN §7).
+padding (the longest first: then the heap grows once), and dealt to ranks. Every micro-batch knows its step's total weight,
+so the loss is sum(w * CE) / sum(w) over the step however it is cut (DESIGN §4.4). On CPU length-bucketed batches beat packing
+(DESIGN §7).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def plan_epoch(
     parts = accumulate * world
     steps = []
     for start in range(0, len(order), step_samples):
-        chosen = sorted(order[start : start + step_samples], key=lambda i: (lengths[i], i))
+        chosen = sorted(order[start : start + step_samples], key=lambda i: (-lengths[i], i))
         size, extra = divmod(len(chosen), parts)
         cuts = [0]
         for part in range(parts):

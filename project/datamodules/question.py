@@ -24,24 +24,33 @@ class QuestionLoader:
     seed: int | None = None
     """None = in the file's order, the last batch may be short; else shuffled, short batches left out."""
     epoch: int = 0
+    passes: int = 1
+    """Times that an epoch goes over the questions, each in an order of its own."""
     position: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         count = len(self.questions) / self.batch_size
-        return int(count) if self.seed is not None else -int(-count // 1)
+        return self.passes * int(count) if self.seed is not None else -int(-count // 1)
 
     def __iter__(self) -> Iterator[list[Question]]:
         if self.seed is None:  # evaluation always sees all, also after a sanity check that stopped early
             self.position = 0
         elif self.position >= len(self):  # Lightning takes len(self) batches and never asks for the end
             self.epoch, self.position = self.epoch + 1, 0
-        order = list(self.questions)
-        if self.seed is not None:
-            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        per_pass = len(self) // self.passes
         for number in range(self.position, len(self)):
             self.position = number + 1
-            yield order[number * self.batch_size : (number + 1) * self.batch_size]
+            of_pass, place = divmod(number, per_pass)
+            start = place * self.batch_size
+            yield self._order(self.epoch * self.passes + of_pass)[start : start + self.batch_size]
         self.epoch, self.position = self.epoch + 1, 0
+
+    def _order(self, number: int) -> list[Question]:
+        """Return the questions in the order of the pass of this number, counted over all epochs."""
+        order = list(self.questions)
+        if self.seed is not None:
+            random.Random(f"{self.seed}/{number}").shuffle(order)
+        return order
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands."""
@@ -65,6 +74,7 @@ class QuestionDataModule(LightningDataModule):
         eval_batch_questions: int = 64,
         limit: int | None = None,
         train_limit: int | None = None,
+        train_passes: int = 1,
         seed: int = 0,
     ) -> None:
         """Take the files.
@@ -78,13 +88,14 @@ class QuestionDataModule(LightningDataModule):
             eval_batch_questions: questions whose episodes run at once in validation, test and prediction.
             limit: use only the first so many questions of each file but the training one.
             train_limit: train on only so many of the training questions, drawn by the seed.
+            train_passes: times that an epoch of training goes over them.
             seed: of the draw and the order of the training questions.
         """
         super().__init__()
         files = {"train": train_file, "validation": validation_file, "test": test_file, "predict": predict_file}
         self.data_files = {name: Path(path) for name, path in files.items() if path is not None}
         self.batch_questions, self.eval_batch_questions = batch_questions, eval_batch_questions
-        self.limit, self.train_limit, self.seed = limit, train_limit, seed
+        self.limit, self.train_limit, self.train_passes, self.seed = limit, train_limit, train_passes, seed
         self._questions: dict[str, list[Question]] = {}
 
     def setup(self, stage: str) -> None:
@@ -111,7 +122,7 @@ class QuestionDataModule(LightningDataModule):
                 f"{len(questions)} questions of {self.data_files['train']} are to be trained on, less than "
                 f"{self.batch_questions} a batch"
             )
-        return QuestionLoader(questions, self.batch_questions, self.seed)
+        return QuestionLoader(questions, self.batch_questions, self.seed, passes=self.train_passes)
 
     def val_dataloader(self) -> QuestionLoader | list[object]:
         """Return the validation questions in order."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a model with a frozen base: they leave the base out and pin it by digest."""
+"""Checkpoints of a model with a frozen base: they leave the base out and pin it, a folder by digest and a hub id by name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ class AdapterCheckpoint:
     """Mixed into a LightningModule with a `model_path`; put it before the module's own base class."""
 
     model_path: str
+    _base: str = ""
+
+    def pin_base(self) -> None:
+        """Note which base is loaded; call it where the weights are read, as the folder may be written anew later."""
+        self._base = base_digest(self.model_path)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen base out, and note which it was."""
         frozen = frozen_state(self)  # type: ignore[arg-type]
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
         if frozen:
-            checkpoint[BASE_DIGEST] = base_digest(self.model_path)
+            checkpoint[BASE_DIGEST] = self._base
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the base back as `model_path` holds it; a name missing from what was trained is still an error.
@@ -33,10 +38,10 @@ class AdapterCheckpoint:
             InputError: `model_path` holds another base than the one that the checkpoint was trained on.
         """
         trained_on = checkpoint.get(BASE_DIGEST)
-        if trained_on is not None and trained_on != base_digest(self.model_path):
+        if trained_on is not None and trained_on != self._base:
             raise InputError(
                 f"the checkpoint was trained on a base with digest {trained_on}, and model.model_path={self.model_path} has "
-                f"{base_digest(self.model_path)}; give the base it was trained on, or train anew without --ckpt_path"
+                f"{self._base}; give the base it was trained on, or train anew without --ckpt_path"
             )
         checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}  # type: ignore[arg-type]
 

@@ -1,6 +1,6 @@
 """The policy: a causal LM, plain or with LoRA, seen as `hidden states` and a `head`, and its hand-over as a merged folder.
 
-Logits are never made for all positions: losses take hidden states of the trained positions and call the head in chunks.
+Logits are made for trained positions only: losses take their hidden states and call the head in chunks.
 """
 
 from __future__ import annotations

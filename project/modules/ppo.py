@@ -30,7 +30,7 @@ from project.rollouts.rows import collate_rows, training_row
 from project.runtime import return_freed_memory
 
 SAME_REWARD = 1e-6
-"""Difference in reward below which two episodes earned the same."""
+"""Difference from the rest of its group below which an episode earned the same."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def configure_model(self) -> None:
         """Load the policy with a fresh adapter, and the critic."""
         if self.policy is None:
+            self.pin_base()
             self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name)
             self.critic = Critic(self.policy.hidden_size)
 
@@ -214,16 +215,17 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def _prepare(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[Batch]:
         """Return micro-batches of rows of like length, with old and reference log-probabilities, advantages and returns.
 
-        Episodes that earned what the rest of their group did push nowhere and are left out, unless all did (DAPO, Yu et al.
-        2025, section 3.2, samples such groups again; here they have only cost their rollouts). The longest rows come first,
-        so that the heap grows once.
+        Questions whose episodes all earned the same are left out, unless all did (DAPO, Yu et al. 2025, section 3.2, samples
+        others in their place; here they have only cost their rollouts): their centred rewards are 0. What the critic and the
+        KL would have said of them is lost, so that the gradient is unbiased only where the critic's values are 0.
         """
         names = [episode.question.id for episode in episodes]
         centred = leave_one_out(torch.tensor(rewards), torch.tensor([names.index(name) for name in names])).tolist()
-        rows = [training_row(episode, reward) for episode, reward in zip(episodes, centred, strict=True)]
-        telling = [row for row in rows if abs(row.reward) > SAME_REWARD]
-        self.log("train/telling_share", len(telling) / len(rows))
-        rows = sorted(telling or rows, key=lambda row: -len(row.ids))
+        telling = {name for name, reward in zip(names, centred, strict=True) if abs(reward) > SAME_REWARD} or set(names)
+        chosen = zip(names, episodes, centred, strict=True)
+        rows = [training_row(episode, reward) for name, episode, reward in chosen if name in telling]
+        self.log("train/trained_share", len(rows) / len(episodes))
+        rows.sort(key=lambda row: -len(row.ids))
         size, pad = self.ppo.micro_episodes, int(self.tokenizer.pad_token_id or 0)
         micro = []
         for start in range(0, len(rows), size):
@@ -277,14 +279,15 @@ class PPO(AdapterCheckpoint, SearchAgent):
         return chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature), hidden
 
     def _inner_epoch(self, micro: list[Batch], epoch: int) -> None:
-        """Take optimizer steps over all micro-batches in an order keyed by (seed, update, epoch).
+        """Take optimizer steps over all micro-batches, dealt to them by (seed, update, epoch), the longest of each first.
 
-        The steps are of about `minibatch_episodes` each, and even: Adam would give a small rest the weight of a whole step.
+        All steps get the same number of micro-batches, give or take one: Adam would give a small rest the weight of a whole
+        step. The heap grows once where the longest comes first.
         """
         order = torch.randperm(len(micro), generator=self._generator(epoch))
         steps = max(1, round(len(micro) * self.ppo.micro_episodes / self.ppo.minibatch_episodes))
         for chosen in order.tensor_split(min(steps, len(micro))):
-            self._optimizer_step([micro[i] for i in chosen.tolist()])
+            self._optimizer_step([micro[i] for i in sorted(chosen.tolist())])
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))

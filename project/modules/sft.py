@@ -66,6 +66,7 @@ class SFT(AdapterCheckpoint, LightningModule):
     def configure_model(self) -> None:
         """Load the weights once the strategy is set up."""
         if self.policy is None:
+            self.pin_base()
             self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name)
 
     def make_renderer(self, weights: Mapping[str, float]) -> Renderer:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from project.errors import TrackingError
 from project.tracking.store import find_run, metric_curve
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Trend:
     first: float
     last: float
     slope: float
-    """Change from one logged value to the next."""
+    """Change from one logged value to the next (PPO logs one an update)."""
     low: float
     high: float
     n: int
@@ -34,7 +35,8 @@ class Trend:
 def trend(curve: Mapping[int, float]) -> Trend | None:
     """Return the least-squares slope over a curve's positions and its 95 % interval (Student's t with n - 2 degrees).
 
-    The residuals are taken as independent, which rewards of disjoint batches of questions nearly are. None under 3 values.
+    The residuals are taken as independent. Where every update meets the same questions the slope says what was learnt of these
+    questions; where each meets others, which questions an update drew is part of its noise. None under 3 values.
 
     Args:
         curve: {step: value}; only the order of the steps counts.
@@ -51,15 +53,17 @@ def trend(curve: Mapping[int, float]) -> Trend | None:
 
 
 def trained_reward(run: Run) -> tuple[str, Trend] | None:
-    """Return (run name, trend of its training reward) of the run, or else of the nearest it was made from that has one."""
+    """Return (run name, trend of its training reward) of the run, or else of the nearest it was made from that logged one."""
     for one in _with_parents(run):
-        found = trend(metric_curve(one.info.run_id, TRAINED))
-        if found is not None:
-            return str(one.info.run_name), found
+        curve = metric_curve(one.info.run_id, TRAINED)
+        if curve:
+            found = trend(curve)
+            return (str(one.info.run_name), found) if found else None
     return None
 
 
 def _with_parents(run: Run) -> Iterator[Run]:
+    """Yield the run and what it was made from, as far as the store holds it."""
     seen: set[str] = set()
     while run.info.run_id not in seen:
         yield run
@@ -67,4 +71,7 @@ def _with_parents(run: Run) -> Iterator[Run]:
         parent = run.data.tags.get("seeker.parent")
         if not parent:
             return
-        run = find_run(parent)
+        try:
+            run = find_run(parent)
+        except TrackingError:
+            return

@@ -54,8 +54,13 @@ def test_the_order_differs_by_epoch_and_seed():
 
 def test_micro_batches_hold_samples_of_like_length():
     (step,) = plan_epoch([9, 1, 8, 2, 10, 3, 7, 4], 0, 0, 8, 4, 1)
-    # Sorted: 1 2 | 3 4 | 7 8 | 9 10.
-    assert [sorted(i for share in micro for i in share) for micro in step] == [[1, 3], [5, 7], [2, 6], [0, 4]]
+    # Sorted, the longest first: 10 9 | 8 7 | 4 3 | 2 1.
+    assert [sorted(i for share in micro for i in share) for micro in step] == [
+        [0, 4],
+        [2, 6],
+        [5, 7],
+        [1, 3],
+    ]
 
 
 def make(index: int, length: int) -> Sample:

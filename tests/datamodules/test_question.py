@@ -123,6 +123,23 @@ def test_train_limit_draws_by_the_seed_and_meets_the_same_questions_each_epoch(t
     assert first == epochs(0)[0] != epochs(1)[0]
 
 
+def test_passes_are_epochs_in_one():
+    loader = QuestionLoader(QUESTIONS, 4, 7, passes=3)
+    assert len(loader) == 6
+    once = QuestionLoader(QUESTIONS, 4, 7)
+    assert ids(loader) + ids(loader) == [batch for _ in range(6) for batch in ids(once)]
+
+
+@pytest.mark.parametrize("given_batches", range(6))
+def test_passes_resume_inside(given_batches):
+    first, second = QuestionLoader(QUESTIONS, 4, 7, passes=3), QuestionLoader(QUESTIONS, 4, 7, passes=3)
+    before = ids(islice(first, given_batches))
+    second.load_state_dict(first.state_dict())
+    whole = QuestionLoader(QUESTIONS, 4, 7, passes=3)
+    expected = ids(whole) + ids(whole)
+    assert before + ids(second) + ids(second) == expected
+
+
 def test_fewer_questions_than_a_batch_is_one_sentence(tmp_path):
     data = QuestionDataModule(write(tmp_path / "train.jsonl", QUESTIONS), batch_questions=11)
     data.setup("fit")

@@ -249,7 +249,7 @@ def test_only_questions_whose_episodes_differ_are_trained_on(folder, server, que
     assert {0, 4} <= set(telling)
     # With nothing to tell all 8 episodes are taken: the update still happens.
     assert [sum(len(b["rewards"]) for b in update) for update in module.micro] == [n or 8 for n in telling]
-    assert module.of("train/telling_share") == [n / 8 for n in telling]
+    assert module.of("train/trained_share") == [(n or 8) / 8 for n in telling]
 
 
 def test_the_critic_does_not_move_the_policy(folder, server, questions, tmp_path):
@@ -293,6 +293,19 @@ def test_inner_epochs_and_minibatches_take_several_steps(folder, server, questio
     ratios = module.of("ppo/ratio")
     assert ratios[0] == pytest.approx(1, abs=1e-5)
     assert abs(ratios[-1] - 1) > 1e-4
+
+
+def test_optimizer_steps_are_even_and_take_the_longest_first(folder):
+    module = make(folder, url="http://127.0.0.1:1", ppo={"micro_episodes": 2, "minibatch_episodes": 16})
+    steps = []
+    module._optimizer_step = steps.append
+    for count in (10, 8, 1, 13):  # of 2 episodes: 20, 16, 2 and 26 of them
+        module._inner_epoch([{"number": i} for i in range(count)], 0)
+    numbers = [[batch["number"] for batch in step] for step in steps]
+    assert [len(step) for step in numbers] == [10, 8, 1, 7, 6]  # not 8 and 2, nor 8 and 5
+    assert all(step == sorted(step) for step in numbers)
+    assert sorted(numbers[3] + numbers[4]) == list(range(13))
+    assert numbers[3] != list(range(7))
 
 
 def test_micro_batches_do_not_change_the_gradient(folder, server, questions, tmp_path):
@@ -377,7 +390,7 @@ def test_trap_14_an_engine_without_the_new_weights_stops_the_run(folder, server,
 
 
 def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, tmp_path):
-    def run(name, steps, ckpt_path=None):
+    def run(name, ckpt_path=None, *, batch=2, passes=1, **stop):
         torch.manual_seed(0)
         limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048)
         numbers = PPOSettings(episodes_per_question=4, minibatch_episodes=8, micro_episodes=4)
@@ -388,17 +401,23 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, 
         module._engine = Script(str(folder))
         saving = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
         trainer = Trainer(
-            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=-1,
-            max_steps=steps, default_root_dir=tmp_path / name, callbacks=[saving],
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path / name, callbacks=[saving], **stop,
         )  # fmt: skip
-        trainer.fit(module, QuestionDataModule(questions, batch_questions=2), ckpt_path=ckpt_path)
+        trainer.fit(module, QuestionDataModule(questions, batch_questions=batch, train_passes=passes), ckpt_path=ckpt_path)
         assert module._engine.version == int(module.updates) == 3
         return {n: p.detach().clone() for n, p in module.state_dict().items()}
 
     # 2 batches an epoch: the stop at 1 is inside the first, and 3 steps reach into the second.
-    whole = run("whole", 3)
-    resumed = run("resumed", 3, str(tmp_path / "whole" / "step=1.ckpt"))
+    whole = run("whole", max_steps=3, max_epochs=-1)
+    resumed = run("resumed", str(tmp_path / "whole" / "step=1.ckpt"), max_steps=3, max_epochs=-1)
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+    # As the quickstart's: every update meets all questions, in one epoch of several passes; resumed twice.
+    passes = {"batch": 4, "passes": 3, "max_epochs": 1}
+    whole = run("passes", **passes)
+    run("once", str(tmp_path / "passes" / "step=2.ckpt"), **passes)
+    twice = run("twice", str(tmp_path / "once" / "step=4.ckpt"), **passes)
+    assert all(torch.equal(twice[name], weight) for name, weight in whole.items())
     kept = torch.load(tmp_path / "whole" / "step=1.ckpt", weights_only=False)["state_dict"]
     assert {name.split(".")[0] for name in kept} == {"policy", "critic", "updates"}
     assert all("lora_" in name or "trainable_tokens" in name for name in kept if name.startswith("policy."))

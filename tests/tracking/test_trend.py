@@ -37,3 +37,13 @@ def test_compare_shows_the_training_reward_of_what_a_run_was_made_from(capsys: C
     [line] = [line for line in capsys.readouterr().out.splitlines() if "slope an update" in line]
     cells = [cell.strip() for cell in line.split("│")[1:-1]]
     assert cells[1:3] == ["-", "0.250 to 0.750, +0.2500 [+0.2500, +0.2500] n=3 of ppo"]
+
+
+def test_a_run_whose_parent_is_in_another_store_is_compared_all_the_same(capsys: CaptureFixture[str]) -> None:
+    of = client()
+    experiment = of.create_experiment("seeker")
+    for name in ("a", "b"):
+        run_id = of.create_run(experiment, run_name=name).info.run_id
+        of.set_tag(run_id, "seeker.parent", "0123456789abcdef0123456789abcdef")
+    assert main(["compare", "a", "b"]) == 0
+    assert "slope an update" not in capsys.readouterr().out
