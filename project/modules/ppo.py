@@ -222,8 +222,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         names = [episode.question.id for episode in episodes]
         centred = leave_one_out(torch.tensor(rewards), torch.tensor([names.index(name) for name in names])).tolist()
         telling = {name for name, reward in zip(names, centred, strict=True) if abs(reward) > SAME_REWARD} or set(names)
-        chosen = zip(names, episodes, centred, strict=True)
-        rows = [training_row(episode, reward) for name, episode, reward in chosen if name in telling]
+        scored = zip(names, episodes, centred, strict=True)
+        rows = [training_row(episode, reward) for name, episode, reward in scored if name in telling]
         self.log("train/trained_share", len(rows) / len(episodes))
         rows.sort(key=lambda row: -len(row.ids))
         size, pad = self.ppo.micro_episodes, int(self.tokenizer.pad_token_id or 0)
