@@ -246,3 +246,37 @@ def test_hooks_run_what_test_sh_runs_and_fetch_nothing() -> None:
         python, flag, tool = hook["entry"].split()[:3]
         assert (python, flag, hook["language"]) == (".venv/bin/python", "-m", "system")
         assert f"step {tool}" in test_script
+
+
+@pytest.fixture
+def quickstart(tmp_path: Path) -> Path:
+    """A folder with quickstart.sh and a setup.sh that stops it with 9 before any stage."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/quickstart.sh", tmp_path / "scripts")
+    (tmp_path / "scripts/setup.sh").write_text("exit 9\n")
+    return tmp_path
+
+
+def run_quickstart(folder: Path, *words: str) -> tuple[int, str]:
+    command = ["bash", str(folder / "scripts/quickstart.sh"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stderr
+
+
+def test_quickstart_keeps_to_one_seed(quickstart: Path) -> None:
+    held = quickstart / "lightning_logs/quickstart/seed"
+    assert run_quickstart(quickstart, "--seed", "3")[0] == 9
+    assert held.read_text() == "3\n"
+    assert run_quickstart(quickstart)[0] == 9  # goes on with the seed it holds
+    assert held.read_text() == "3\n"
+    code, said = run_quickstart(quickstart, "--seed", "4")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "holds a run with seed 3; add --again to start over" in said
+    assert run_quickstart(quickstart, "--again", "--seed", "4")[0] == 9
+    assert held.read_text() == "4\n"
+
+
+@pytest.mark.parametrize("words", [("--seed", "x"), ("--seed",), ("--sed", "1")])
+def test_quickstart_refuses_what_it_does_not_know(quickstart: Path, words: tuple[str, ...]) -> None:
+    code, said = run_quickstart(quickstart, *words)
+    assert (code, said.count("\n"), said.startswith("quickstart: ")) == (2, 1, True)

@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from project.errors import InputError
 from project.files import write_text
 from project.tracking.store import all_runs, client, find_run, run_metrics, run_params, tracking_uri
+from project.tracking.trend import TRAINED, Trend, trained_reward
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -48,10 +50,11 @@ def compare(run: list[str], output_file: Path | None = None) -> None:
     tested = {f"test/{result.metric}" for results in paired.values() for result in results}
     rows = metric_rows([run_metrics(one) for one in runs]).items()
     metrics = {key: values for key, values in rows if key in tested or len(set(values)) > 1}
-    metrics |= _training_rows(runs)
+    trends = [trained_reward(one) for one in runs]
+    metrics |= _training_rows(trends)
     names = [str(one.info.run_name) for one in runs]
     if output_file is not None:
-        write_text(output_file, json.dumps(_report(runs, params, paired), indent=2) + "\n")
+        write_text(output_file, json.dumps(_report(runs, params, paired, trends), indent=2) + "\n")
     sections = {"origin": origins, "parameters that differ": params, "metrics": metrics}
     _console(len(runs)).print(_table(names, sections, paired))
 
@@ -110,13 +113,10 @@ def metric_rows(metrics: list[dict[str, float]]) -> Rows:
     return {key: [_metric_text(of, key) for of in metrics] for key in keys}
 
 
-def _training_rows(runs: list[Run]) -> Rows:
+def _training_rows(trends: list[tuple[str, Trend] | None]) -> Rows:
     """Return the row of the training reward's trend in the runs or what they were made from; none if none has it."""
-    from project.tracking.trend import TRAINED, trained_reward
-
-    found = [trained_reward(one) for one in runs]
-    texts = ["-" if one is None else f"{one[1]} of {one[0]}" for one in found]
-    return {f"{TRAINED}, slope an update": texts} if any(found) else {}
+    texts = ["-" if found is None else f"{found[1]} of {found[0]}" for found in trends]
+    return {f"{TRAINED}, slope an update": texts} if any(trends) else {}
 
 
 def _metric_text(metrics: Mapping[str, float], key: str) -> str:
@@ -166,10 +166,14 @@ def _origin(run: Run) -> dict[str, str]:
     return {"id": run.info.run_id} | {key: value for key, value in tags.items() if wanted(key)}
 
 
-def _report(runs: list[Run], params: Rows, paired: Paired) -> dict[str, Any]:
+def _report(runs: list[Run], params: Rows, paired: Paired, trends: list[tuple[str, Trend] | None]) -> dict[str, Any]:
     names = [str(one.info.run_name) for one in runs]
+    rising = [found and {"run": found[0], **asdict(found[1])} for found in trends]
     return {
-        "runs": [{"name": one.info.run_name, **_origin(one), "metrics": run_metrics(one)} for one in runs],
+        "runs": [
+            {"name": one.info.run_name, **_origin(one), "metrics": run_metrics(one), TRAINED: trained}
+            for one, trained in zip(runs, rising, strict=True)
+        ],
         "parameters": params,
         "paired": [
             {"run": names[later], "against": names[earlier]} | result.to_row()

@@ -34,7 +34,12 @@ def test_sft_then_ppo_then_test(with_facts: Path) -> None:
     assert ppo.data.tags["seeker.parent"] == sft.info.run_id
     assert test.data.tags["seeker.parent"] == ppo.info.run_id
     assert run_metrics(test)["test/em_n"] == 4
-    assert len(list(read_rows(with_facts / "test" / "scores.jsonl"))) == 4
+    scores = [row for _, row in read_rows(with_facts / "test" / "scores.jsonl")]
+    assert len(scores) == 4
+    for kind in {row["kind"] for row in scores}:
+        of_kind = [row["em"] for row in scores if row["kind"] == kind]
+        assert run_metrics(test)[f"test/em_{kind}_n"] == len(of_kind)
+        assert run_metrics(test)[f"test/em_{kind}"] == sum(of_kind) / len(of_kind)
 
 
 def test_ppo_as_it_is_shipped(with_facts: Path) -> None:

@@ -1,5 +1,7 @@
 """Checkpoints leave the frozen base out, pin it, and are refused on another."""
 
+import shutil
+
 import pytest
 import torch
 from tiny import tiny_model_folder
@@ -48,6 +50,16 @@ def test_another_base_is_refused(folders):
     checkpoint = saved(module(folders[0]))
     with pytest.raises(InputError, match="give the base it was trained on"):
         module(folders[1]).on_load_checkpoint(checkpoint)
+
+
+def test_the_base_is_pinned_as_it_was_loaded(folders, tmp_path):
+    folder = shutil.copytree(folders[0], tmp_path / "base")
+    of = module(folder)
+    shutil.copytree(folders[1], folder, dirs_exist_ok=True)  # another training exports into it meanwhile
+    checkpoint = saved(of)
+    assert checkpoint[BASE_DIGEST] == base_digest(str(folders[0]))
+    with pytest.raises(InputError, match="give the base it was trained on"):
+        module(folder).on_load_checkpoint(checkpoint)
 
 
 def test_full_training_keeps_every_weight_and_pins_nothing(folders):

@@ -1,5 +1,8 @@
 """Whether the training reward rises: slope and interval against numbers worked by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 from pytest import CaptureFixture, approx
 
@@ -25,7 +28,7 @@ def test_trend_by_hand() -> None:
     assert trend({0: 0.0, 1: 1.0}) is None
 
 
-def test_compare_shows_the_training_reward_of_what_a_run_was_made_from(capsys: CaptureFixture[str]) -> None:
+def test_compare_shows_the_training_reward_of_what_a_run_was_made_from(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     of = client()
     experiment = of.create_experiment("seeker")
     sft, ppo, test = (of.create_run(experiment, run_name=name).info.run_id for name in ("sft", "ppo", "test"))
@@ -33,7 +36,12 @@ def test_compare_shows_the_training_reward_of_what_a_run_was_made_from(capsys: C
     of.set_tag(test, "seeker.parent", ppo)
     for time, (step, value) in enumerate(((1, 9.0), (1, 0.25), (2, 0.5), (3, 0.75))):  # a resume logged step 1 again
         of.log_metric(ppo, "train/reward", value, step=step, timestamp=time)
-    assert main(["compare", "sft", "test"]) == 0
+    report = tmp_path / "report.json"
+    assert main(["compare", "sft", "test", "--output_file", str(report)]) == 0
+    assert [run["train/reward"] for run in json.loads(report.read_text())["runs"]] == [
+        None,
+        {"run": "ppo", "first": 0.25, "last": 0.75, "slope": 0.25, "low": 0.25, "high": 0.25, "n": 3},
+    ]
     [line] = [line for line in capsys.readouterr().out.splitlines() if "slope an update" in line]
     cells = [cell.strip() for cell in line.split("│")[1:-1]]
     assert cells[1:3] == ["-", "0.250 to 0.750, +0.2500 [+0.2500, +0.2500] n=3 of ppo"]
