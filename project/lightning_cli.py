@@ -43,6 +43,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
     "enable_progress_bar": sys.stdout.isatty(),  # in a log it shows nothing, and its thread takes a tenth of two cores
     "logger": {"class_path": "project.tracking.logger.SeekerLogger"},
+    "plugins": {"class_path": "project.checkpoint_io.WholeCheckpointIO"},
 }
 HARMLESS = (
     ".*does not have many workers.*",

@@ -23,7 +23,10 @@ mkdir -p "$state"
 # Children inherit the lock, so a stage that outlives a killed script keeps a second one from training into its folder.
 exec 8>"$state/lock"
 flock -n 8 || { echo "quickstart: another run, or the last stage of one, is still at work; wait for it, or stop it" >&2; exit 2; }
-((again)) && rm -rf "$state"/*.done "$state"/*.log "$state/seed" data/quickstart lightning_logs/runs/quickstart-*
+if ((again)); then  # killed in here, the next call finds no stage done and no model to continue, and starts over as well
+  rm -rf "$state"/*.done lightning_logs/runs/quickstart-*
+  rm -rf data/quickstart "$state"/*.log "$state/seed"
+fi
 held=$(cat "$state/seed" 2>/dev/null || { ls "$state"/*.done > /dev/null 2>&1 && echo 0; } || true)  # older runs kept no seed
 seed=${seed:-${held:-0}}
 [[ $seed == "${held:-$seed}" ]] || { echo "quickstart: $state holds a run with seed $held; add --again to start over" >&2; exit 2; }
@@ -63,10 +66,10 @@ measure() {
 stage facts "$seeker" data facts --seed "$seed" --output_dir data/quickstart/facts
 stage index "$seeker" index build --passages data/quickstart/facts/passages.jsonl --output_dir data/quickstart/index
 new_sft=$([[ -f $state/sft.done ]] && echo 0 || echo 1)
-stage sft "$seeker" fit --config $configs/sft.yaml --seed_everything "$seed" --data.seed "$seed" $(resume quickstart-sft)
+stage sft "$seeker" fit --config $configs/sft.yaml --trainer.default_root_dir $runs/quickstart-sft --seed_everything "$seed" --data.seed "$seed" $(resume quickstart-sft)
 # A policy trained from an earlier SFT model is not continued from a new one.
 ((new_sft == 0)) || rm -rf "$state/ppo.done" "$state"/test-*.done $runs/quickstart-ppo
-stage ppo "$seeker" fit --config $configs/ppo.yaml --seed_everything "$seed" --data.seed "$seed" --model.seed "$seed" $(resume quickstart-ppo)
+stage ppo "$seeker" fit --config $configs/ppo.yaml --trainer.default_root_dir $runs/quickstart-ppo --seed_everything "$seed" --data.seed "$seed" --model.seed "$seed" $(resume quickstart-ppo)
 measure base
 measure sft --model.model_path $runs/quickstart-sft/merged
 measure ppo --model.model_path $runs/quickstart-ppo/merged
@@ -74,7 +77,7 @@ measure ppo --model.model_path $runs/quickstart-ppo/merged
 
 total=$(cat "$state"/*.done | paste -sd+ | bc 2>/dev/null || cat "$state"/*.done | awk '{s+=$1} END {print s}')
 cat <<END
-All stages took $total s. Next:
+All stages took $total s, a continued one counted from where it went on. Next:
   $seeker lineage quickstart-ppo
   $seeker index search --index data/quickstart/index --query "currency of Mongolia"
   $seeker predict --config $configs/test.yaml --data.predict_file data/quickstart/facts/questions_validation.jsonl --model.model_path $runs/quickstart-ppo/merged

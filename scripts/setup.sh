@@ -45,13 +45,14 @@ find_python() {
 
 make_venv() {
   # A .venv of another variant, or one that was moved or copied here (its scripts point elsewhere), is made anew.
-  if [[ -x $python && $(cat .venv/seeker-variant 2>/dev/null || echo "$variant") == "$variant" ]] \
+  if [[ -x $python && -e .venv/seeker-venv && $(cat .venv/seeker-variant 2>/dev/null || echo "$variant") == "$variant" ]] \
     && [[ $(grep '^command = ' .venv/pyvenv.cfg) == *" $PWD/.venv" ]]; then
     return
   fi
   local base
   base=$(find_python)
   "$base" -m venv --clear .venv || die "'$base -m venv' failed; on Debian and Ubuntu install python3-venv"
+  touch .venv/seeker-venv  # pip is in it: one that was cut off before is made anew
 }
 
 pip_install() { "$python" -m pip install -qq --disable-pip-version-check --no-deps "$@"; }

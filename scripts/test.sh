@@ -10,6 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
 python=.venv/bin/python
+"$python" --version
 
 step() { printf '== %s\n' "$*"; "$python" -m "$@"; }
 step ruff check .

@@ -86,10 +86,10 @@ class QuestionDataModule(LightningDataModule):
             predict_file: questions for `seeker predict`.
             batch_questions: training questions in one update.
             eval_batch_questions: questions whose episodes run at once in validation, test and prediction.
-            limit: use only the first so many questions of each file but the training one.
+            limit: use only so many questions of each file but the training one, drawn by the seed, in the file's order.
             train_limit: train on only so many of the training questions, drawn by the seed.
             train_passes: times that an epoch of training goes over them.
-            seed: of the draw and the order of the training questions.
+            seed: of the draws, and of the order of the training questions.
         """
         super().__init__()
         files = {"train": train_file, "validation": validation_file, "test": test_file, "predict": predict_file}
@@ -137,4 +137,9 @@ class QuestionDataModule(LightningDataModule):
         return self._held_out("predict")
 
     def _held_out(self, name: str) -> QuestionLoader:
-        return QuestionLoader(self._questions[name][: self.limit], self.eval_batch_questions)
+        questions = self._questions[name]
+        if self.limit is not None and self.limit < len(questions):
+            # Files are in the order of their sources: the first would be of a few articles only.
+            drawn = random.Random(f"{self.seed}/{name}").sample(range(len(questions)), self.limit)
+            questions = [questions[i] for i in sorted(drawn)]
+        return QuestionLoader(questions, self.eval_batch_questions)

@@ -1,4 +1,7 @@
-"""Checkpoints of a model with a frozen base: they leave the base out and pin it, a folder by digest and a hub id by name."""
+"""Checkpoints of a model with a frozen base: they leave the base out and pin it, a folder by digest and a hub id by name.
+
+They also pin what a resumed optimizer would silently keep: its learning rate and weight decay.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from project.errors import InputError
 from project.files import file_digest
 
 BASE_DIGEST = "seeker_base"
+OPTIMIZER_SETTINGS = "seeker_optimizer"
+OF_OPTIMIZER = ("learning_rate", "critic_learning_rate", "weight_decay")
 
 
 class AdapterCheckpoint:
@@ -28,6 +33,7 @@ class AdapterCheckpoint:
         """Leave the frozen base out, and note which it was."""
         frozen = frozen_state(self)  # type: ignore[arg-type]
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
+        checkpoint[OPTIMIZER_SETTINGS] = self._optimizer_settings()
         if frozen:
             checkpoint[BASE_DIGEST] = self._base
 
@@ -35,8 +41,17 @@ class AdapterCheckpoint:
         """Put the base back as `model_path` holds it; a name missing from what was trained is still an error.
 
         Raises:
-            InputError: `model_path` holds another base than the one that the checkpoint was trained on.
+            InputError: `model_path` holds another base than the one that the checkpoint was trained on, or training would go
+                on with another learning rate or weight decay than this module's.
         """
+        held, trainer = checkpoint.get(OPTIMIZER_SETTINGS, {}), getattr(self, "_trainer", None)
+        fitting = trainer is not None and trainer.state.fn == "fit"
+        for name, value in self._optimizer_settings().items() if fitting else ():
+            if held.get(name, value) != value:
+                raise InputError(
+                    f"model.{name}={value}, and the optimizer in the checkpoint goes on with {held[name]}; give that, or start "
+                    "a new training without --ckpt_path"
+                )
         trained_on = checkpoint.get(BASE_DIGEST)
         if trained_on is not None and trained_on != self._base:
             raise InputError(
@@ -44,6 +59,9 @@ class AdapterCheckpoint:
                 f"{self._base}; give the base it was trained on, or train anew without --ckpt_path"
             )
         checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}  # type: ignore[arg-type]
+
+    def _optimizer_settings(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in OF_OPTIMIZER if hasattr(self, name)}
 
 
 def frozen_state(module: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from lightning import LightningModule
 
 from project.corpus.client import SearchClient
+from project.corpus.index import MANIFEST
 from project.corpus.server import ServerHandle
 from project.environment.search import EpisodeLimits
 from project.errors import InputError, SearchError
@@ -60,6 +61,7 @@ class SearchAgent(LightningModule):
         if (index is None) == (retrieval_url is None) and (limits.max_turns > 1 or index is not None):
             raise InputError("give one of model.index (a folder of seeker index build) and model.retrieval_url")
         self.index, self.retrieval_url, self.topk = index, retrieval_url, topk
+        self.data_files = {"index": Path(index) / MANIFEST} if index is not None else {}  # the run's record names its digest
         self.engine_name, self.limits, self.reward, self.eval_temperature = engine, limits, reward, eval_temperature
         if self.settings.history == "template" and limits.max_turns > 1:
             raise InputError(
@@ -77,7 +79,7 @@ class SearchAgent(LightningModule):
     # --- lifetimes ---------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Start the retrieval server, on rank 0 of a run that was given an index."""
+        """Start a retrieval server, one in each process of a run that was given an index."""
         del stage
         if self.index is not None and self._server is None:
             self._server = ServerHandle(self.index)

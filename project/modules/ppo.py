@@ -131,6 +131,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
         self.export_dir, self.seed = export_dir, seed
         self._moved = False
+        if lora is None and ppo.kl_coef:
+            raise InputError(
+                f"ppo.kl_coef={ppo.kl_coef} needs a reference, which is the model without its adapter; give lora, or kl_coef: 0"
+            )
         if lora is not None and lora.dropout:
             raise InputError(f"lora.dropout={lora.dropout} would make ratios differ from 1 before any step; PPO needs 0")
         self.policy: Policy | None = None
@@ -170,7 +174,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         if int(self.updates):
             assert self._engine is not None
             self._engine.version = int(self.updates) - 1
-            self._sync()
+            self._sync(log=False)  # what this hook logs would be written as the last step's
 
     def on_test_start(self) -> None:
         """Start the engine with the weights of a loaded checkpoint, not with those of `model_path`."""
@@ -333,7 +337,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     # --- sync and logs -----------------------------------------------------------------------------------------------
 
-    def _sync(self) -> None:
+    def _sync(self, *, log: bool = True) -> None:
         """Put the merged weights into the engine and check it against the unmerged trainer with a canary."""
         assert self._engine is not None
         assert self.policy is not None
@@ -342,7 +346,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         canary = self.renderer.encode("<think>\nI search for the liquid metal.\n</think>")
         engine = torch.tensor(self._engine.score(prompt, canary))
         gap = float((engine - self._score(prompt, canary)).abs().mean())
-        self.log_dict({"sync/changed_share": changed, "sync/canary_gap": gap, "sync/version": float(self._engine.version)})
+        if log:
+            self.log_dict({"sync/changed_share": changed, "sync/canary_gap": gap, "sync/version": float(self._engine.version)})
         if self._moved and changed == 0:
             raise EngineError(
                 "the update moved the trainer and no weight of the engine: its deltas are rounded away; raise the learning "

@@ -62,6 +62,8 @@ class SFT(AdapterCheckpoint, LightningModule):
         self.dialect = settings.make_dialect()
         self.tokenizer, self._new_ids = load_tokenizer(self.model_path, self.dialect)
         self.policy: Policy | None = None
+        # Lightning keeps what the last micro-batch of a step logs: it is the sum over the step so far.
+        self._step_loss, self._step_tokens = torch.zeros(()), torch.zeros(())
 
     def configure_model(self) -> None:
         """Load the weights once the strategy is set up."""
@@ -77,9 +79,10 @@ class SFT(AdapterCheckpoint, LightningModule):
         """Return the micro-batch's share of the step's loss, scaled so that Lightning's averages cancel."""
         del batch_idx
         loss = self._loss(*self._trained(batch))
-        weight = batch["weights"][:, 1:].sum()
-        self.log("train/loss", loss.detach() / weight.clamp_min(1e-8), on_step=True)
-        self.log("train/tokens", batch["attention_mask"].sum().float(), on_step=True, reduce_fx="sum")
+        self._step_loss = self._step_loss + loss.detach() / batch["step_weight"]
+        self._step_tokens = self._step_tokens + batch["attention_mask"].sum().float()
+        for name, total in {"train/loss": self._step_loss, "train/tokens": self._step_tokens}.items():
+            self.log(name, total, on_step=True, reduce_fx="sum", sync_dist=self.trainer.world_size > 1)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         scale: float = parts / batch["step_weight"]
         return loss * scale
@@ -114,9 +117,10 @@ class SFT(AdapterCheckpoint, LightningModule):
         return weighted_cross_entropy(chunked_logprobs(self.policy.head, hidden_NH, labels_N), weights_N, 1.0)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401 - Lightning's hook
-        """Stop before a step with a non-finite gradient, on all ranks together."""
+        """Stop before a step with a non-finite gradient, on all ranks together; the next step's sums start at 0."""
         del optimizer
         check_finite(self)
+        self._step_loss, self._step_tokens = torch.zeros(()), torch.zeros(())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over the run's optimizer steps."""

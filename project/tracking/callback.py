@@ -51,7 +51,8 @@ class TrackRun(Callback):
         if self.config is not None:
             logger.experiment.log_text(logger.run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
             logger.log_config(flatten(self.config))
-        self._track_data(logger, getattr(trainer, "datamodule", None))
+        for source in (getattr(trainer, "datamodule", None), pl_module):
+            self._track_data(logger, source)
         parent = run_folder_id(getattr(pl_module, "model_path", None))
         if parent and not logger.parent_run:
             logger.set_parent(parent)
@@ -75,19 +76,19 @@ class TrackRun(Callback):
         if logger is not None:
             logger.experiment.log_metric(logger.run_id, "memory/peak_gib", peak_memory_gib())
 
-    def _track_data(self, logger: SeekerLogger, datamodule: object) -> None:
-        """Log each file of the datamodule's `data_files` by the digest of its content."""
+    def _track_data(self, logger: SeekerLogger, source: object) -> None:
+        """Log each file of the `data_files` of a datamodule or module by the digest of its content."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
-        for name, path in dict(getattr(datamodule, "data_files", {}) or {}).items():
+        for name, path in dict(getattr(source, "data_files", {}) or {}).items():
             if not Path(path).is_file():
                 continue
             digest = file_digest(path)
             logger.experiment.set_tag(logger.run_id, f"dataset.{name}", digest)
             logger.experiment.set_tag(logger.run_id, f"dataset_file.{name}", str(path))
-            source = Path(path).resolve().as_uri()
-            dataset = Dataset(name=Path(path).name, digest=digest, source_type="local", source=source)
+            uri = Path(path).resolve().as_uri()
+            dataset = Dataset(name=Path(path).name, digest=digest, source_type="local", source=uri)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
         if inputs:
             logger.experiment.log_inputs(logger.run_id, datasets=inputs)

@@ -107,7 +107,7 @@ def test_weights_of_the_config_lie_over_the_defaults(tmp_path):
     assert (found["think"], found["answer"], found["end"], found["user"]) == (0, 3, 1, 0)
 
 
-def test_limit_takes_the_first_training_conversations_only(tmp_path):
+def test_limit_draws_training_conversations_only(tmp_path):
     data = ready(tmp_path, limit=2)
     assert len(data.train_dataloader().samples) == 2
     assert len(data.val_dataloader().samples) == 3

@@ -78,9 +78,25 @@ def test_each_loader_has_its_own_file_and_size(tmp_path):
     data = QuestionDataModule(train, **others, batch_questions=3, eval_batch_questions=2, limit=3)
     data.setup("fit")
     assert len(list(data.train_dataloader())) == 3  # limit is for the others
-    assert ids(data.val_dataloader()) == [["q100", "q101"], ["q102"]]
-    assert ids(data.test_dataloader()) == [["q200", "q201"], ["q202"]]
-    assert ids(data.predict_dataloader()) == [["q300", "q301"], ["q302"]]
+    loaders = (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
+    for n, loader in enumerate(loaders, 1):
+        batches = ids(loader)
+        assert [len(batch) for batch in batches] == [2, 1]
+        drawn = [name for batch in batches for name in batch]
+        assert drawn == sorted(set(drawn))  # in the file's order
+        assert set(drawn) <= {f"q{100 * n + i}" for i in range(5)}
+
+
+def test_a_limit_draws_by_the_seed_and_not_the_first(tmp_path):
+    path = write(tmp_path / "test.jsonl", [question(i) for i in range(100)])
+
+    def drawn(seed):
+        data = QuestionDataModule(test_file=path, limit=10, eval_batch_questions=10, seed=seed)
+        data.setup("test")
+        return ids(data.test_dataloader())[0]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert len({name for seed in range(20) for name in drawn(seed)}) > 60
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])

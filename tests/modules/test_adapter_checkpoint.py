@@ -1,6 +1,7 @@
 """Checkpoints leave the frozen base out, pin it, and are refused on another."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +61,17 @@ def test_the_base_is_pinned_as_it_was_loaded(folders, tmp_path):
     assert checkpoint[BASE_DIGEST] == base_digest(str(folders[0]))
     with pytest.raises(InputError, match="give the base it was trained on"):
         module(folder).on_load_checkpoint(checkpoint)
+
+
+def test_a_resumed_optimizer_with_other_numbers_is_refused(folders):
+    of = module(folders[0])
+    checkpoint = saved(of)
+    again = module(folders[0])
+    again.learning_rate = 2 * of.learning_rate
+    again.on_load_checkpoint(dict(checkpoint))  # a test of the checkpoint trains nothing
+    again._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    with pytest.raises(InputError, match=f"learning_rate={again.learning_rate}.* goes on with {of.learning_rate}; give that"):
+        again.on_load_checkpoint(checkpoint)
 
 
 def test_full_training_keeps_every_weight_and_pins_nothing(folders):

@@ -444,6 +444,13 @@ def test_a_critic_that_is_not_finite_stops_the_run_before_its_step(folder, serve
         fit(module, questions, tmp_path, steps=1)
 
 
+def test_a_kl_without_a_reference_is_refused(folder):
+    options = {"model_path": str(folder), "settings": SETTINGS, "retrieval_url": "http://x", "lora": None}
+    with pytest.raises(InputError, match=r"ppo\.kl_coef=0\.02 needs a reference.*give lora, or kl_coef: 0"):
+        PPO(**options)
+    PPO(**options, ppo=PPOSettings(kl_coef=0.0))
+
+
 def test_numbers_that_train_nothing_are_refused():
     with pytest.raises(InputError, match=r"ppo\.critic_steps=0 must be at least 1"):
         PPOSettings(critic_steps=0)

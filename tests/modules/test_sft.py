@@ -221,6 +221,23 @@ def test_trap_03_new_token_rows_train_and_the_folder_holds_them(folder, files, t
     assert AgentSettings.load(tmp_path / "merged") == SETTINGS
 
 
+def test_the_logged_loss_and_tokens_are_those_of_the_whole_step(folder, files, tmp_path):
+    """Not of the last micro-batch, which is the shortest: the weighted mean over the step's samples, each alone by hand."""
+    data, module = make_data(files), make_module(folder, learning_rate=0.0)
+    watch = fit(module, data, tmp_path, accumulate=4)
+    model, samples = module.policy.model, data.train_dataloader().samples
+    plan = plan_epoch([len(s.ids) for s in samples], 0, 0, 8, 4, 1)
+    for step, logged in enumerate((watch.logged[3], watch.logged[-1])):
+        chosen = [samples[i] for micro in plan[step] for share in micro for i in share]
+        loss = total = 0.0
+        for sample in chosen:
+            ids, weights = torch.tensor(sample.ids), torch.tensor(sample.weights)[1:]
+            ce = functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+            loss, total = loss + float((weights * ce).sum()), total + float(weights.sum())
+        assert logged["train/loss"] == pytest.approx(loss / total, rel=1e-4)
+        assert logged["train/tokens"] == sum(len(s.ids) for s in chosen)
+
+
 def test_training_lowers_the_loss(folder, files, tmp_path):
     watch = fit(make_module(folder, learning_rate=1e-2), make_data(files), tmp_path, max_epochs=6)
     losses = [row["train/loss"] for row in watch.logged]

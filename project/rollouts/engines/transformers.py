@@ -113,7 +113,7 @@ class TransformersEngine:
         changed = total = 0
         with torch.no_grad():
             for name, tensor in weights:
-                changed += int((own[name] != tensor).sum())
+                changed += int((own[name] != tensor.to(own[name].dtype)).sum())
                 total += tensor.numel()
                 own[name].copy_(tensor)
         self.version += 1

@@ -21,6 +21,8 @@ from torch import Tensor
 from project.errors import EngineError
 from project.rollouts.engines.protocol import Generation, Sampling, preserved_rng
 
+WEIGHTS = "seeker-weights-"
+
 
 class VLLMEngine:
     """Continuous batching in this process: a finished request resolves at once while the others go on."""
@@ -60,6 +62,8 @@ class VLLMEngine:
             )
         torch.set_num_threads(threads)
         self._model_path = Path(model_path)
+        self._dtype: Any = self._llm.llm_engine.vllm_config.model_config.dtype
+        _remove_left_behind()
         self.version = 0
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[Any]] = {}
@@ -115,12 +119,14 @@ class VLLMEngine:
         return [step[token].logprob for step, token in zip(steps, ids, strict=True)]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> float:
-        """Reload full weights, reset the prefix cache, raise the version; return the share of values that changed."""
+        """Reload full weights, reset the prefix cache, raise the version; return the share of values that changed.
+
+        What changes is counted in the engine's dtype: a delta that its rounding takes away has not arrived.
+        """
         from safetensors.torch import load_file, save_file
 
-        state = {name: tensor.detach().cpu().clone() for name, tensor in weights}
-        shared = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        folder = Path(tempfile.mkdtemp(dir=shared, prefix="seeker-weights-"))
+        state = {name: tensor.detach().to("cpu", self._dtype, copy=True) for name, tensor in weights}
+        folder = Path(tempfile.mkdtemp(dir=_shared_folder(), prefix=f"{WEIGHTS}{os.getpid()}-"))
         try:
             changed = _share_changed(state, self._previous(load_file))
             save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -141,8 +147,30 @@ class VLLMEngine:
             return self._last
         state: dict[str, Tensor] = {}
         for path in sorted(self._model_path.glob("*.safetensors")):
-            state.update(load(path))
+            state.update({name: tensor.to(self._dtype) for name, tensor in load(path).items()})
         return state
+
+
+def _shared_folder() -> str | None:
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+def _remove_left_behind() -> None:
+    """Remove the weights that killed processes left in shared memory."""
+    for path in Path(_shared_folder() or tempfile.gettempdir()).glob(f"{WEIGHTS}*-*"):
+        owner = path.name.removeprefix(WEIGHTS).partition("-")[0]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _share_changed(new: dict[str, Tensor], old: dict[str, Tensor]) -> float:

@@ -1,0 +1,68 @@
+"""Run in a process of its own by `test_ppo_vllm.py`: two updates of PPO through a Trainer under bf16 autocast.
+
+Rollouts run in the real vLLM beside a live retrieval server; the metrics of each update are printed as one JSON line.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from project.runtime import prepare_process
+
+prepare_process()
+
+from lightning import Callback, Trainer  # noqa: E402
+
+from project.corpus.index import build  # noqa: E402
+from project.datamodules.question import QuestionDataModule  # noqa: E402
+from project.environment.search import EpisodeLimits  # noqa: E402
+from project.files import write_rows  # noqa: E402
+from project.modules.ppo import PPO, PPOSettings  # noqa: E402
+from project.rewards.answer import AnswerReward  # noqa: E402
+
+COUNTRIES = ("Peru", "Japan", "Kenya", "Norway")
+
+
+class Brevity(AnswerReward):
+    """Pays short episodes: the untrained model answers nothing, and all its rewards would be 0."""
+
+    def __call__(self, episode):
+        tokens = sum(len(turn.ids) for turn in episode.turns)
+        return super().__call__(episode) | {"total": 1 - tokens / 100}
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.updates = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.updates.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def main(folder, work):
+    write_rows(
+        work / "passages.jsonl",
+        ({"id": c, "title": c, "text": f"{c} is a country.", "entity": c, "aspect": "kind"} for c in COUNTRIES),
+    )
+    build(work / "passages.jsonl", work / "index")
+    questions = ({"id": c, "question": f"What is {c}?", "answers": ["a country"], "group": c} for c in COUNTRIES)
+    write_rows(work / "questions.jsonl", questions)
+    module = PPO(
+        model_path=folder,
+        index=work / "index",
+        limits=EpisodeLimits(max_turns=2, turn_tokens=32),
+        reward=Brevity(),
+        learning_rate=1e-3,
+        ppo=PPOSettings(episodes_per_question=2, minibatch_episodes=8, micro_episodes=4),
+    )
+    watch = Watch()
+    trainer = Trainer(
+        accelerator="cpu", precision="bf16-mixed", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=work, callbacks=[watch], log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(module, QuestionDataModule(work / "questions.jsonl", batch_questions=4, train_passes=2))
+    print("RESULT " + json.dumps({"updates": watch.updates, "files": sorted(p.name for p in (work / "merged").iterdir())}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,51 @@
+"""PPO as it is used: SmolLM2 under a Trainer with bf16 autocast, rollouts in vLLM, a retrieval server, weights synced back."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pytest import approx
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def result(default_model_dir, tmp_path_factory):
+    if importlib.util.find_spec("vllm") is None:
+        reason = "vLLM is not installed"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    script, work = Path(__file__).with_name("ppo_updates.py"), tmp_path_factory.mktemp("ppo")
+    done = subprocess.run(
+        [sys.executable, str(script), str(default_model_dir), str(work)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def test_the_engine_samples_from_the_policy_that_is_trained(result):
+    first, second = result["updates"]
+    assert first["ppo/kl"] == approx(0, abs=1e-6)
+    assert abs(second["ppo/kl"]) > 1e-4, "the second update's episodes must come from a policy that moved"
+    for update in (first, second):
+        assert update["ppo/engine_gap"] < 0.1
+        assert update["train/generated_tokens"] > 1
+
+
+def test_trap_14_every_update_reaches_the_engine(result):
+    assert [update["sync/version"] for update in result["updates"]] == [1, 2]
+    for update in result["updates"]:
+        assert update["sync/changed_share"] > 0.01
+        assert update["sync/canary_gap"] < 0.15
+
+
+def test_the_merged_model_is_handed_on(result):
+    assert {"config.json", "model.safetensors", "tokenizer.json", "seeker.json"} <= set(result["files"])

@@ -1,0 +1,39 @@
+"""Checkpoint files are whole or absent, and a damaged one is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from project.checkpoint_io import WholeCheckpointIO
+from project.errors import InputError
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    WholeCheckpointIO().save_checkpoint({"a": torch.arange(3)}, tmp_path / "sub" / "last.ckpt")
+    assert WholeCheckpointIO().load_checkpoint(tmp_path / "sub" / "last.ckpt")["a"].tolist() == [0, 1, 2]
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["last.ckpt"]
+
+
+def test_a_write_that_is_cut_off_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint({"a": 1}, path)
+
+    def cut(self: object, checkpoint: object, path: str, storage_options: object = None) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", cut)
+    with pytest.raises(KeyboardInterrupt):
+        WholeCheckpointIO().save_checkpoint({"a": 2}, path)
+    assert WholeCheckpointIO().load_checkpoint(path) == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"last\.ckpt cannot be read .*leave --ckpt_path out to start afresh$") as caught:
+        WholeCheckpointIO().load_checkpoint(path)
+    assert "\n" not in str(caught.value)
