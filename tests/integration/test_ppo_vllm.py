@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
+from project.corpus.index import Bm25Index
+from project.records import Passage
+
 pytestmark = pytest.mark.slow
 
 
@@ -19,13 +22,11 @@ def result(default_model_dir, tmp_path_factory):
         reason = "vLLM is not installed"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     script, work = Path(__file__).with_name("ppo_updates.py"), tmp_path_factory.mktemp("ppo")
-    done = subprocess.run(
-        [sys.executable, str(script), str(default_model_dir), str(work)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    passages = [Passage(c.lower(), c, f"{c} is a country.") for c in ("Peru", "Japan", "Kenya", "Norway")]
+    (work / "index").mkdir()
+    Bm25Index.from_passages(passages).save(work / "index")  # here: vLLM does not start where bm25s has loaded llvmlite
+    command = [sys.executable, str(script), str(default_model_dir), str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(lines[-1].removeprefix("RESULT "))

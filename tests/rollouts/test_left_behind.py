@@ -1,0 +1,22 @@
+"""A killed run's weights do not stay in shared memory for ever."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from project.rollouts.engines import vllm
+
+
+def test_weights_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "_shared_folder", lambda: str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f"{vllm.WEIGHTS}{ended.pid}-a", f"{vllm.WEIGHTS}{os.getpid()}-b", f"{vllm.WEIGHTS}x-c", "of-another"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    vllm._remove_left_behind()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
