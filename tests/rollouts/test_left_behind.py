@@ -11,12 +11,13 @@ from project.rollouts.engines import vllm
 
 
 def test_weights_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "_shared_folder", lambda: str(tmp_path))
+    shared = tmp_path / "shared"
+    monkeypatch.setattr(vllm, "_shared_folder", lambda: str(shared))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     names = [f"{vllm.WEIGHTS}{ended.pid}-a", f"{vllm.WEIGHTS}{os.getpid()}-b", f"{vllm.WEIGHTS}x-c", "of-another"]
     for name in names:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").touch()
+        (shared / name).mkdir(parents=True)
+        (shared / name / "model.safetensors").touch()
     vllm._remove_left_behind()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+    assert sorted(path.name for path in shared.iterdir()) == sorted(names[1:])
