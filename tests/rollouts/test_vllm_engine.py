@@ -1,4 +1,4 @@
-"""A killed run's weights do not stay in shared memory for ever."""
+"""vLLM's engine where there is no vLLM, and what killed runs leave in shared memory."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from project.errors import EngineError
 from project.rollouts.engines import vllm
 
 
@@ -21,3 +22,9 @@ def test_weights_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path:
         (shared / name / "model.safetensors").touch()
     vllm._remove_left_behind()
     assert sorted(path.name for path in shared.iterdir()) == sorted(names[1:])
+
+
+def test_a_missing_vllm_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # `import vllm` raises ImportError
+    with pytest.raises(EngineError, match=r"^vLLM is not installed .*; run scripts/setup\.sh, or choose engine: transformers$"):
+        vllm.VLLMEngine("nowhere", 128)
