@@ -35,7 +35,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         try:
             return super().load_checkpoint(path, *args, **kwargs)
-        except (EOFError, UnpicklingError, RuntimeError) as error:
+        except (EOFError, OSError, RuntimeError, UnpicklingError) as error:  # a cut-off zip is an OSError or a RuntimeError
             cause = str(error).partition("\n")[0] or type(error).__name__
             raise InputError(
                 f"the checkpoint {path} cannot be read ({cause}); give another, or leave --ckpt_path out to start afresh"

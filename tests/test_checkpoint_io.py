@@ -30,10 +30,23 @@ def test_a_write_that_is_cut_off_leaves_the_old_one(tmp_path: Path, monkeypatch:
     assert WholeCheckpointIO().load_checkpoint(path) == {"a": 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
-def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_checkpoint_that_was_cut_off_is_refused_in_one_sentence(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint({"state_dict": {str(i): torch.randn(64, 64) for i in range(20)}}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    refused(path)
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(content)
+    refused(path)
+
+
+def refused(path: Path) -> None:
     with pytest.raises(InputError, match=r"last\.ckpt cannot be read .*leave --ckpt_path out to start afresh$") as caught:
         WholeCheckpointIO().load_checkpoint(path)
     assert "\n" not in str(caught.value)

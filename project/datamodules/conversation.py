@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning import LightningDataModule
 
-from project.datamodules.plan import PlannedLoader, groups_of
+from project.datamodules.plan import PlannedLoader, draw, groups_of
 from project.errors import InputError
 from project.files import read_records
 from project.records import Conversation
@@ -61,14 +60,8 @@ class ConversationDataModule(LightningDataModule):
         module = self.trainer.lightning_module if self.trainer else None
         renderer: Renderer = module.make_renderer(self.weights)  # type: ignore[union-attr,operator]
         for name, conversations in sets.items():
-            chosen = self._draw(conversations) if name == "train" else conversations
+            chosen = draw(conversations, self.limit, self.seed) if name == "train" else conversations
             self._samples[name] = self._render(name, chosen, renderer)
-
-    def _draw(self, conversations: list[Conversation]) -> list[Conversation]:
-        """Return `limit` of the conversations, drawn by the seed: a file ordered by source stays represented."""
-        if self.limit is None or self.limit >= len(conversations):
-            return conversations
-        return random.Random(self.seed).sample(conversations, self.limit)
 
     def _render(self, name: str, conversations: Sequence[Conversation], renderer: Renderer) -> list[Sample]:
         samples = [sample for conversation in conversations for sample in renderer.samples(conversation)]

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +21,17 @@ from project.records import Conversation, Question
 from project.rendering import Sample
 
 MicroBatch = dict[str, Any]
+T = TypeVar("T")
 
 
 def groups_of(record: Question | Conversation) -> set[str]:
     """Return what a record must not share with another split: its groups (joined by `|`), or its id where it has none."""
     return set(record.group.split("|")) if record.group else {record.id}
+
+
+def draw(rows: Sequence[T], limit: int | None, seed: int | str) -> Sequence[T]:
+    """Return `limit` of the rows, drawn by the seed: a file in the order of its sources stays represented. None = all."""
+    return rows if limit is None or limit >= len(rows) else random.Random(seed).sample(rows, limit)
 
 
 def plan_epoch(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning import LightningDataModule
 
-from project.datamodules.plan import groups_of
+from project.datamodules.plan import draw, groups_of
 from project.errors import InputError
 from project.files import read_records
 from project.records import Question
@@ -114,15 +114,13 @@ class QuestionDataModule(LightningDataModule):
 
     def train_dataloader(self) -> QuestionLoader:
         """Return shuffled batches of training questions."""
-        questions = self._questions["train"]
-        if self.train_limit is not None and self.train_limit < len(questions):
-            questions = random.Random(self.seed).sample(questions, self.train_limit)
+        questions = draw(self._questions["train"], self.train_limit, self.seed)
         if len(questions) < self.batch_questions:
             raise InputError(
                 f"{len(questions)} questions of {self.data_files['train']} are to be trained on, less than "
                 f"{self.batch_questions} a batch"
             )
-        return QuestionLoader(questions, self.batch_questions, self.seed, passes=self.train_passes)
+        return QuestionLoader(list(questions), self.batch_questions, self.seed, passes=self.train_passes)
 
     def val_dataloader(self) -> QuestionLoader | list[object]:
         """Return the validation questions in order."""
@@ -138,8 +136,5 @@ class QuestionDataModule(LightningDataModule):
 
     def _held_out(self, name: str) -> QuestionLoader:
         questions = self._questions[name]
-        if self.limit is not None and self.limit < len(questions):
-            # Files are in the order of their sources: the first would be of a few articles only.
-            drawn = random.Random(f"{self.seed}/{name}").sample(range(len(questions)), self.limit)
-            questions = [questions[i] for i in sorted(drawn)]
-        return QuestionLoader(questions, self.eval_batch_questions)
+        drawn = sorted(draw(range(len(questions)), self.limit, f"{self.seed}/{name}"))
+        return QuestionLoader([questions[i] for i in drawn], self.eval_batch_questions)
