@@ -26,7 +26,7 @@ from project.modules.agent import SearchAgent
 from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.sft import check_finite
 from project.records import Episode, Question
-from project.rollouts.rows import collate_rows, training_row
+from project.rollouts.rows import TrainingRow, collate_rows, training_row
 from project.runtime import return_freed_memory
 
 SAME_REWARD = 1e-6
@@ -53,6 +53,8 @@ class PPOSettings:
     importance_cap: float = 2.0
     """Cap of p_trainer / p_engine, which corrects for the engine's rounding."""
     max_grad_norm: float = 1.0
+    flat_updates: int = 10
+    """Updates in a row without a difference in reward, which train nothing, that stop the run."""
     critic_steps: int = 16
     """Steps of the critic on an update's hidden states, which are kept: they cost no pass of the model."""
     critic_rows: int = 1024
@@ -71,6 +73,7 @@ class PPOSettings:
             "micro_episodes",
             "critic_steps",
             "critic_rows",
+            "flat_updates",
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"ppo.{name}={getattr(self, name)} must be at least 1")
@@ -131,6 +134,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
         self.export_dir, self.seed = export_dir, seed
         self._moved = False
+        self._flat = 0
         if lora is None and ppo.kl_coef:
             raise InputError(
                 f"ppo.kl_coef={ppo.kl_coef} needs a reference, which is the model without its adapter; give lora, or kl_coef: 0"
@@ -196,10 +200,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         started = time.perf_counter()
         episodes, rewards = self._rollout(batch)
         rolled = time.perf_counter()
-        micro = self._prepare(episodes, rewards)
-        for epoch in range(self.ppo.inner_epochs):
-            self._inner_epoch(micro, epoch)
-        self._fit_critic(micro)
+        rows = self._telling_rows(episodes, rewards)
+        self.log("train/trained_share", len(rows) / len(episodes))
+        if rows:
+            self._train(self._prepare(rows))
         trained = time.perf_counter()
         self._sync()
         self.updates.add_(1)
@@ -216,20 +220,39 @@ class PPO(AdapterCheckpoint, SearchAgent):
             raise TrainingError("no episode of this update could be trained; check the search tool")
         return kept, [self.reward(e)["total"] for e in kept]
 
-    def _prepare(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[Batch]:
-        """Return micro-batches of rows of like length, with old and reference log-probabilities, advantages and returns.
+    def _telling_rows(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[TrainingRow]:
+        """Return the episodes of the questions whose episodes differ in reward, each with its reward against the others'.
 
-        Questions whose episodes all earned the same are left out, unless all did (DAPO, Yu et al. 2025, section 3.2, samples
-        others in their place; here they have only cost their rollouts): their centred rewards are 0. What the critic and the
-        KL would have said of them is lost, so that the gradient is unbiased only where the critic's values are 0.
+        Where all earned the same the centred rewards are 0 (DAPO, Yu et al. 2025, section 3.2, samples other questions in
+        their place; here they have only cost their rollouts). What the critic and the KL would have said of them is lost, so
+        that the gradient is unbiased only where the critic's values are 0. An update in which no question is left trains
+        nothing: Adam would take whole steps on the KL's noise.
+
+        Raises:
+            TrainingError: it was so for `flat_updates` in a row.
         """
         names = [episode.question.id for episode in episodes]
         centred = leave_one_out(torch.tensor(rewards), torch.tensor([names.index(name) for name in names])).tolist()
-        telling = {name for name, reward in zip(names, centred, strict=True) if abs(reward) > SAME_REWARD} or set(names)
+        telling = {name for name, reward in zip(names, centred, strict=True) if abs(reward) > SAME_REWARD}
+        self._flat = 0 if telling else self._flat + 1
+        if self._flat == self.ppo.flat_updates:
+            raise TrainingError(
+                f"for {self._flat} updates the episodes of each question have earned the same, "
+                f"{sum(rewards) / len(rewards):.3g} on average now; start from a model that is sometimes right, or raise "
+                "ppo.episodes_per_question"
+            )
         scored = zip(names, episodes, centred, strict=True)
-        rows = [training_row(episode, reward) for name, episode, reward in scored if name in telling]
-        self.log("train/trained_share", len(rows) / len(episodes))
-        rows.sort(key=lambda row: -len(row.ids))
+        return [training_row(episode, reward) for name, episode, reward in scored if name in telling]
+
+    def _train(self, micro: list[Batch]) -> None:
+        """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
+        steps = [found for epoch in range(self.ppo.inner_epochs) for found in self._inner_epoch(micro, epoch)]
+        self.log_dict({f"ppo/{name}": sum(step[name] for step in steps) / len(steps) for name in steps[0]})
+        self._fit_critic(micro)
+
+    def _prepare(self, rows: list[TrainingRow]) -> list[Batch]:
+        """Return micro-batches of rows of like length, with old and reference log-probabilities, advantages and returns."""
+        rows = sorted(rows, key=lambda row: -len(row.ids))
         size, pad = self.ppo.micro_episodes, int(self.tokenizer.pad_token_id or 0)
         micro = []
         for start in range(0, len(rows), size):
@@ -282,21 +305,21 @@ class PPO(AdapterCheckpoint, SearchAgent):
         labels = batch["input_ids"][:, 1:][batch["trained"]]
         return chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature), hidden
 
-    def _inner_epoch(self, micro: list[Batch], epoch: int) -> None:
-        """Take optimizer steps over all micro-batches, dealt to them by (seed, update, epoch), the longest of each first.
+    def _inner_epoch(self, micro: list[Batch], epoch: int) -> list[dict[str, Tensor]]:
+        """Take optimizer steps over all micro-batches, dealt to them by (seed, update, epoch), and return their metrics.
 
-        All steps get the same number of micro-batches, give or take one: Adam would give a small rest the weight of a whole
-        step. The heap grows once where the longest comes first.
+        The longest of a step comes first, so that the heap grows once. All steps get the same number of micro-batches, give
+        or take one: Adam would give a small rest the weight of a whole step.
         """
         order = torch.randperm(len(micro), generator=self._generator(epoch))
         steps = max(1, round(len(micro) * self.ppo.micro_episodes / self.ppo.minibatch_episodes))
-        for chosen in order.tensor_split(min(steps, len(micro))):
-            self._optimizer_step([micro[i] for i in sorted(chosen.tolist())])
+        parts = order.tensor_split(min(steps, len(micro)))
+        return [self._optimizer_step([micro[i] for i in sorted(part.tolist())]) for part in parts]
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))
 
-    def _optimizer_step(self, micro: list[Batch]) -> None:
+    def _optimizer_step(self, micro: list[Batch]) -> dict[str, Tensor]:
         optimizer: Any = self.optimizers()[0]  # type: ignore[index]
         optimizer.zero_grad()
         total = sum(len(b["advantages"]) for b in micro)
@@ -317,7 +340,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm)
         optimizer.step()
         self._moved = self._moved or bool(metrics["grad_norm"] > 0)
-        self.log_dict({f"ppo/{name}": value for name, value in metrics.items()})
+        return metrics
 
     def _fit_critic(self, micro: list[Batch]) -> None:
         """Fit the critic to the update's returns, on the hidden states that its values were taken from."""
