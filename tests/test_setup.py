@@ -164,6 +164,15 @@ def test_a_copied_environment_is_made_anew(checkout: Path) -> None:
     assert "-m venv --clear" in calls(copy)
 
 
+def test_an_environment_that_was_cut_off_while_made_is_made_anew(checkout: Path) -> None:
+    setup_with_stub(checkout, "--cpu")
+    calls(checkout)
+    (checkout / ".venv/seeker-venv").unlink()  # what is written once pip is in
+    (checkout / ".venv/seeker-setup").unlink()
+    assert setup_with_stub(checkout).returncode == 0
+    assert "-m venv --clear" in calls(checkout)
+
+
 def test_setup_says_which_index_is_missing_and_tries_again_next_time(checkout: Path) -> None:
     (checkout.parent / "fail").write_text("ERROR: No matching distribution found for torch==2.13.0+cpu\n")
     done = setup_with_stub(checkout, "--cpu")
@@ -257,9 +266,10 @@ def quickstart(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_quickstart(folder: Path, *words: str) -> tuple[int, str]:
+def run_quickstart(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
     command = ["bash", str(folder / "scripts/quickstart.sh"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    environment = os.environ | environment
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
     return done.returncode, done.stderr
 
 
@@ -280,3 +290,62 @@ def test_quickstart_keeps_to_one_seed(quickstart: Path) -> None:
 def test_quickstart_refuses_what_it_does_not_know(quickstart: Path, words: tuple[str, ...]) -> None:
     code, said = run_quickstart(quickstart, *words)
     assert (code, said.count("\n"), said.startswith("quickstart: ")) == (2, 1, True)
+
+
+STAGES = ["data facts", "index build", "fit sft", "fit ppo", "test base", "test sft", "test ppo", "compare"]
+
+
+@pytest.fixture
+def staged(quickstart: Path) -> Path:
+    """The same with a stand-in for `seeker` that notes its stages, leaves what a training leaves, and fails where told."""
+    (quickstart / "scripts/setup.sh").write_text("exit 0\n")
+    stub = quickstart / ".venv/bin/seeker"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(
+        "#!/usr/bin/env bash\n"
+        'case "$1" in\n'
+        '  fit) stage="fit $(basename "$3" .yaml)"; mkdir -p "$5/checkpoints"; touch "$5/checkpoints/last.ckpt";;\n'
+        '  test) stage="test ${5##*-}";;\n'
+        "  compare) stage=compare;;\n"
+        '  *) stage="$1 $2";;\n'
+        "esac\n"
+        '[[ "$*" != *--ckpt_path* ]] || stage+=" resumed"\n'
+        'echo "$stage" >> stages\n'
+        '[[ $stage != "${FAIL:-}" ]]\n'
+    )
+    stub.chmod(0o755)
+    return quickstart
+
+
+def stages(folder: Path) -> list[str]:
+    """Return the stages since the last call."""
+    log = folder / "stages"
+    found = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return found
+
+
+def test_quickstart_goes_on_at_the_stage_that_failed(staged: Path) -> None:
+    code, said = run_quickstart(staged, FAIL="fit ppo")
+    assert (code, stages(staged)) == (1, STAGES[:4])
+    assert "stage 'ppo' failed; its whole log is lightning_logs/quickstart/ppo.log" in said
+    assert run_quickstart(staged)[0] == 0
+    assert stages(staged) == ["fit ppo resumed", *STAGES[4:]]
+    assert run_quickstart(staged)[0] == 0
+    assert stages(staged) == ["compare"]
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_quickstart_killed_while_it_starts_over_still_starts_over(staged: Path, removed: int) -> None:
+    assert run_quickstart(staged)[0] == 0
+    assert stages(staged) == STAGES
+    rm = staged / "bin/rm"  # the killer: the script dies at its first removal, after it, or after the second
+    rm.parent.mkdir()
+    rm.write_text(
+        f'#!/usr/bin/env bash\necho >> {staged}/removals\nn=$(wc -l < {staged}/removals)\n'
+        f'((n > {removed})) || /bin/rm "$@"\n((n < {max(removed, 1)})) || kill -9 $PPID\n'
+    )  # fmt: skip
+    rm.chmod(0o755)
+    assert run_quickstart(staged, "--again", PATH=f"{rm.parent}:{os.environ['PATH']}")[0] == -9
+    assert run_quickstart(staged)[0] == 0
+    assert stages(staged) == (["compare"] if removed == 0 else STAGES)  # before the first removal nothing was undone
