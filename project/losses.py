@@ -7,6 +7,7 @@ Every sum is divided by a total that the caller gives (the whole optimizer step'
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 Metrics = dict[str, Tensor]
 CHUNK = 256
 """Positions whose logits are made at once: 256 x 49,152 in float32 is 50 MB."""
+CHUNK_LOGITS = 1 << 23
+"""Logits that `weighted_cross_entropy` makes at once: 32 MB in float32."""
 KEPT_CHUNKS = 2
 """Chunks whose logits are kept for backward; beyond, they are made a second time."""
 
@@ -48,15 +51,81 @@ def chunked_logprobs(head: Callable[[Tensor], Tensor], hidden_NH: Tensor, labels
     return torch.cat(parts)
 
 
-@torch.no_grad()
-def chunked_argmax(head: Callable[[Tensor], Tensor], hidden_NH: Tensor) -> Tensor:
-    """Return the likeliest token of each position, int64, without ever holding all logits."""
-    return torch.cat([head(hidden).argmax(-1) for hidden in hidden_NH.split(CHUNK)])
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Makes the logits of a chunk, what is asked of them and their gradient at once, so that none outlives its chunk.
+
+    The idea is Liger-Kernel's (Hsu et al. 2024) and cut cross-entropy's (Wijmans et al. 2025), here in plain PyTorch.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,  # noqa: ANN401 - autograd's own
+        hidden_NH: Tensor,
+        table_VH: Tensor,
+        labels_N: Tensor,
+        weights_N: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        exact = torch.promote_types(hidden_NH.dtype, torch.float32)
+        of_hidden, of_table = ctx.needs_input_grad[:2]
+        gradient_NH = torch.empty_like(hidden_NH) if of_hidden else None
+        gradient_VH = torch.zeros_like(table_VH, dtype=exact) if of_table else None
+        logprobs_N, right_N = (
+            labels_N.new_empty(len(labels_N), dtype=exact),
+            labels_N.new_empty(len(labels_N), dtype=torch.bool),
+        )
+        size = max(1, CHUNK_LOGITS // len(table_VH))
+        for start in range(0, len(labels_N), size):
+            part = slice(start, start + size)
+            labels_C1 = labels_N[part, None]
+            logits_CV = (hidden_NH[part] @ table_VH.T).to(exact)
+            right_N[part] = logits_CV.argmax(-1) == labels_N[part]
+            logits_CV -= logits_CV.logsumexp(-1, keepdim=True)
+            logprobs_N[part] = logits_CV.gather(1, labels_C1)[:, 0]
+            if gradient_NH is None and gradient_VH is None:
+                continue
+            slopes_CV = logits_CV.exp_().scatter_add_(1, labels_C1, -torch.ones_like(labels_C1, dtype=exact))
+            slopes_CV = (slopes_CV * weights_N[part, None].to(exact)).to(hidden_NH.dtype)
+            if gradient_NH is not None:
+                gradient_NH[part] = slopes_CV @ table_VH
+            if gradient_VH is not None:
+                gradient_VH += slopes_CV.T @ hidden_NH[part]
+        ctx.save_for_backward(gradient_NH, None if gradient_VH is None else gradient_VH.to(table_VH.dtype))
+        ctx.mark_non_differentiable(logprobs_N, right_N)
+        return -(logprobs_N * weights_N.to(exact)).sum(), logprobs_N, right_N
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, None, None]:  # noqa: ANN401
+        gradient_NH, gradient_VH = ctx.saved_tensors
+        return (
+            None if gradient_NH is None else gradient_NH * slope.to(gradient_NH.dtype),
+            None if gradient_VH is None else gradient_VH * slope.to(gradient_VH.dtype),
+            None,
+            None,
+        )
 
 
-def weighted_cross_entropy(logprobs_N: Tensor, weights_N: Tensor, total_weight: Tensor | float) -> Tensor:
-    """Return sum(w * CE) / total_weight (DESIGN §4.4); `total_weight` is that of the whole optimizer step."""
-    return -(logprobs_N * weights_N).sum() / total_weight
+def weighted_cross_entropy(
+    hidden_NH: Tensor, table_VH: Tensor, labels_N: Tensor, weights_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum of w * CE under the softmax of hidden @ table.T, without ever holding all logits.
+
+    The caller divides the sum by the weight of the whole optimizer step (DESIGN §4.4).
+
+    Args:
+        hidden_NH: the hidden states from which the labels are predicted: trained positions only.
+        table_VH: the head's weight. Under autocast both are cast to its dtype; sums over V are in float32 or wider.
+        labels_N: int64.
+        weights_N: float.
+
+    Returns:
+        (loss (), log-probabilities (N,), whether the label is the likeliest token (N,) bool); only the loss has a gradient.
+    """
+    device = hidden_NH.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden_NH, table_VH = hidden_NH.to(dtype), table_VH.to(dtype)
+    with torch.autocast(device, enabled=False):
+        return _LinearCrossEntropy.apply(hidden_NH, table_VH, labels_N, weights_N)  # type: ignore[no-any-return]
 
 
 def k1_kl(logprobs: Tensor, reference: Tensor) -> Tensor:

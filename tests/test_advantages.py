@@ -54,8 +54,8 @@ def test_gae_is_unaffected_by_tool_results(sampled, data):
     """The value at each sampled token is a function of that token here; results of any length stand between the turns."""
 
     def advantages(contexts):
-        batch = collate_rows([training_row(episode(list(zip(contexts, sampled, strict=True))), 1.0)], pad_id=0)
-        labels = batch["input_ids"][:, 1:][batch["trained"]]
+        batch = collate_rows([training_row(episode(list(zip(contexts, sampled, strict=True))), 1.0)])
+        labels = batch["input_ids"][batch["trained"]]
         rewards = torch.zeros(len(labels))
         rewards[-1] = 1.0
         return gae(rewards, labels / 100, 0.9, 0.8)[0]

@@ -121,7 +121,7 @@ def test_data_and_index(words: list[str], message: str, refused: Callable[..., s
         (files(train="bad_role.jsonl", validation="c1.jsonl"), "line 1: messages[0]: field 'role' is 'robot', expected"),
         (files(train="list.jsonl", validation="c1.jsonl"), "list.jsonl, line 1: a JSON list, expected an object"),
         (files(train="c1.jsonl", validation="c1.jsonl"), "training and validation are the same file"),
-        ([*files(train="c1.jsonl", validation="c2.jsonl"), "--data.max_tokens", "16"], "longer than max_tokens=16"),
+        ([*files(train="c1.jsonl", validation="c2.jsonl"), "--data.micro_tokens", "16"], "longer than micro_tokens=16"),
         (["--model.model_path", "no_tokenizer"], "the model folder no_tokenizer has no tokenizer"),
         (["--model.model_path", "no_config"], "the model folder no_config has no config.json"),
         (["--model.model_path", "./gone"], "the model folder ./gone does not exist"),

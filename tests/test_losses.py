@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from project import losses
 from project.losses import (
-    chunked_argmax,
     chunked_logprobs,
     explained_variance,
     k1_kl,
@@ -41,25 +41,95 @@ def test_token_entropy_by_hand():
 
 
 def test_weighted_cross_entropy_by_hand():
-    # CE = 2, 4, 6 with weights 1.5, 0, 2: 3 + 0 + 12 = 15; over the step's total weight 10 (not the micro-batch's 3.5): 1.5.
-    loss = weighted_cross_entropy(torch.tensor([-2.0, -4.0, -6.0]), torch.tensor([1.5, 0.0, 2.0]), 10.0)
-    assert float(loss) == pytest.approx(1.5)
+    # The table is the identity, so hidden states are logits: softmax([0, ln 3]) = [1/4, 3/4], and [1/2, 1/2].
+    hidden = torch.tensor([[0.0, math.log(3)], [1.0, 1.0], [0.0, math.log(3)]])
+    loss, logprobs, right = weighted_cross_entropy(hidden, torch.eye(2), torch.tensor([1, 0, 0]), torch.tensor([1.5, 0.0, 2.0]))
+    # 1.5 * ln(4/3) + 0 * ln 2 + 2 * ln 4
+    assert float(loss) == pytest.approx(1.5 * math.log(4 / 3) + 2 * math.log(4))
+    assert logprobs.tolist() == pytest.approx([-math.log(4 / 3), -math.log(2), -math.log(4)])
+    assert right.tolist() == [True, True, False]  # of two alike the first is taken
 
 
 def test_trap_02_a_weighted_loss_weighs():
-    logprobs = torch.tensor([-2.0, -4.0], requires_grad=True)
-    weighted_cross_entropy(logprobs, torch.tensor([1.5, 0.5]), 4.0).backward()
-    # d/dlogp of -(w log p)/4 = -w/4.
-    assert logprobs.grad.tolist() == pytest.approx([-0.375, -0.125])
+    hidden = torch.zeros(2, 2, requires_grad=True)
+    weighted_cross_entropy(hidden, torch.eye(2), torch.tensor([0, 0]), torch.tensor([1.5, 0.5]))[0].backward()
+    # w * (softmax - onehot) = w * [-1/2, 1/2].
+    assert hidden.grad.tolist() == [[-0.75, 0.75], [-0.25, 0.25]]
 
 
-@given(st.lists(st.tuples(st.floats(-20, 0), st.floats(0, 3)), min_size=1, max_size=20), st.data())
-def test_weighted_cross_entropy_is_the_same_however_it_is_cut(tokens, data):
-    logprobs, weights = (torch.tensor(column, dtype=torch.float64) for column in zip(*tokens, strict=True))
-    total = weights.sum() + 1
-    cut = data.draw(st.integers(0, len(tokens)))
-    parts = [weighted_cross_entropy(logprobs[s], weights[s], total) for s in (slice(None, cut), slice(cut, None))]
-    assert float(sum(parts)) == pytest.approx(float(weighted_cross_entropy(logprobs, weights, total)))
+@pytest.mark.parametrize("frozen", ["neither", "table", "hidden"])
+@pytest.mark.parametrize("chunk", [1, 11, 33, 44, 1 << 20])  # of 11 logits a position: 1, 1, 3, 4 and all 7 at once
+def test_weighted_cross_entropy_equals_plain_float64_forward_and_backward(monkeypatch, chunk, frozen):
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 6, dtype=torch.float64, requires_grad=frozen != "hidden")
+    table = torch.randn(11, 6, dtype=torch.float64, requires_grad=frozen != "table")
+    labels, weights = torch.randint(0, 11, (7,)), torch.rand(7, dtype=torch.float64)
+    loss, logprobs, right = weighted_cross_entropy(hidden, table, labels, weights)
+    (3 * loss).backward()
+    found = {name: t.grad for name, t in (("hidden", hidden), ("table", table))}
+    hidden.grad = table.grad = None
+
+    logits = hidden @ table.T
+    expected = functional.log_softmax(logits, -1)[torch.arange(7), labels]
+    (3 * -(weights * expected).sum()).backward()
+    torch.testing.assert_close(loss, -(weights * expected).sum(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(logprobs, expected.detach(), rtol=0, atol=1e-12)
+    assert torch.equal(right, logits.argmax(-1) == labels)
+    assert not logprobs.requires_grad
+    for name, tensor in (("hidden", hidden), ("table", table)):
+        if name == frozen:
+            assert found[name] is tensor.grad is None
+        else:
+            torch.testing.assert_close(found[name], tensor.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_weighted_cross_entropy_in_bf16_is_near_float64(autocast):
+    torch.manual_seed(0)
+    hidden, table = torch.randn(300, 64), 0.1 * torch.randn(500, 64)
+    if not autocast:
+        hidden, table = hidden.bfloat16(), table.bfloat16()
+    hidden.requires_grad_()
+    table.requires_grad_()
+    labels, weights = torch.randint(0, 500, (300,)), torch.rand(300)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss, *_ = weighted_cross_entropy(hidden, table, labels, weights)
+    loss.backward()
+    hidden64, table64 = (t.detach().bfloat16().double().requires_grad_() for t in (hidden, table))
+    expected = (weights.double() * functional.cross_entropy(hidden64 @ table64.T, labels, reduction="none")).sum()
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=2e-3)
+    for found, wanted in ((hidden.grad, hidden64.grad), (table.grad, table64.grad)):
+        assert float((found.double() - wanted).norm() / wanted.norm()) < 0.01
+
+
+@given(st.integers(0, 8), st.integers(0, 5))
+def test_weighted_cross_entropy_is_the_same_however_it_is_cut(cut, seed):
+    generator = torch.Generator().manual_seed(seed)
+    hidden, table = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (8, 5))
+    labels, weights = torch.randint(0, 5, (8,), generator=generator), torch.rand(8, generator=generator, dtype=torch.float64)
+    parts = [weighted_cross_entropy(hidden[s], table, labels[s], weights[s])[0] for s in (slice(cut), slice(cut, None))]
+    assert float(sum(parts)) == pytest.approx(float(weighted_cross_entropy(hidden, table, labels, weights)[0]))
+
+
+def test_weighted_cross_entropy_never_holds_all_logits(monkeypatch):
+    """Of 64 x 4,000 logits no more than 4 rows of 4,000 at once, forward and backward."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 4 * 4000)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, torch.Tensor))
+            return out
+
+    hidden, table = torch.randn(64, 2, requires_grad=True), torch.randn(4000, 2, requires_grad=True)
+    with Sizes():
+        weighted_cross_entropy(hidden, table, torch.zeros(64, dtype=torch.long), torch.ones(64))[0].backward()
+    assert max(sizes) == 4 * 4000
+    assert hidden.grad.any()
+    assert table.grad.any()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -81,7 +151,6 @@ def test_chunked_logprobs_equal_plain_float64_forward_and_backward(monkeypatch, 
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(hidden.grad.double(), hidden64.grad, rtol=0, atol=1e-5)
     torch.testing.assert_close(head.weight.grad.double(), weight64.grad, rtol=0, atol=1e-5)
-    assert torch.equal(chunked_argmax(head, hidden), logits.argmax(-1))
 
 
 def test_chunked_logprobs_never_hold_all_logits(monkeypatch):
@@ -95,8 +164,7 @@ def test_chunked_logprobs_never_hold_all_logits(monkeypatch):
     hidden, labels = torch.zeros(5, 3, requires_grad=True), torch.zeros(5, dtype=torch.long)
     with torch.no_grad():
         chunked_logprobs(head, hidden, labels)
-        chunked_argmax(head, hidden)
-    assert seen == [2, 2, 1, 2, 2, 1]
+    assert seen == [2, 2, 1]
     seen.clear()
     chunked_logprobs(head, hidden, labels).sum().backward()  # more than two chunks: each is made again
     assert seen[:3] == [2, 2, 1]

@@ -24,8 +24,7 @@ class ConversationDataModule(LightningDataModule):
         self,
         train_file: Path,
         validation_file: Path,
-        batch_samples: int = 16,
-        max_tokens: int = 1024,
+        micro_tokens: int = 2048,
         weights: dict[str, float] | None = None,
         limit: int | None = None,
         seed: int = 0,
@@ -35,15 +34,15 @@ class ConversationDataModule(LightningDataModule):
         Args:
             train_file: conversations (`.jsonl`, `.parquet`; `.gz` too).
             validation_file: conversations that share no group with the training ones.
-            batch_samples: conversations in one optimizer step, over all ranks and accumulated micro-batches.
-            max_tokens: a longer sample is dropped whole and counted; no label is ever cut off.
+            micro_tokens: most tokens in one micro-batch, into which conversations are packed whole; an optimizer step is
+                accumulate_grad_batches x ranks of them. A longer conversation is dropped and counted; no label is ever cut off.
             weights: loss weight per span kind, over the defaults (think 1.5, decision 2, the rest the agent writes 1).
             limit: use only so many training conversations, drawn by the seed.
             seed: of the order of the samples.
         """
         super().__init__()
         self.data_files = {"train": Path(train_file), "validation": Path(validation_file)}
-        self.batch_samples, self.max_tokens, self.limit, self.seed = batch_samples, max_tokens, limit, seed
+        self.micro_tokens, self.limit, self.seed = micro_tokens, limit, seed
         self.weights: Mapping[str, float] = {**DEFAULT_WEIGHTS, **(weights or {})}
         self.dropped: dict[str, int] = {}
         self._samples: dict[str, list[Sample]] = {}
@@ -65,15 +64,15 @@ class ConversationDataModule(LightningDataModule):
 
     def _render(self, name: str, conversations: Sequence[Conversation], renderer: Renderer) -> list[Sample]:
         samples = [sample for conversation in conversations for sample in renderer.samples(conversation)]
-        kept = [sample for sample in samples if len(sample.ids) <= self.max_tokens]
+        kept = [sample for sample in samples if len(sample.ids) <= self.micro_tokens]
         self.dropped[name] = len(samples) - len(kept)
         if not kept:
             raise InputError(
-                f"all {len(samples)} samples of {self.data_files[name]} are longer than max_tokens={self.max_tokens}"
+                f"all {len(samples)} samples of {self.data_files[name]} are longer than micro_tokens={self.micro_tokens}"
             )
         if self.dropped[name]:
             logger.warning(
-                "dropped %d of %d %s samples over %d tokens", self.dropped[name], len(samples), name, self.max_tokens
+                "dropped %d of %d %s samples over %d tokens", self.dropped[name], len(samples), name, self.micro_tokens
             )
         self._pad_id = int(renderer.tokenizer.pad_token_id)
         return kept
@@ -84,12 +83,8 @@ class ConversationDataModule(LightningDataModule):
         if self.trainer:
             accumulate = self.trainer.accumulate_grad_batches
             rank, world = self.trainer.global_rank, self.trainer.world_size
-        if self.batch_samples % (accumulate * world):
-            raise InputError(
-                f"batch_samples={self.batch_samples} is no multiple of accumulate_grad_batches x ranks = {accumulate * world}"
-            )
         samples = self._samples["train"]
-        loader = PlannedLoader(samples, self._pad_id, self.batch_samples, accumulate, self.seed, rank, world)
+        loader = PlannedLoader(samples, self._pad_id, self.micro_tokens, accumulate, self.seed, rank, world)
         if self._resume_at:
             loader.load_state_dict(self._resume_at)
         self._train_loader, self._resume_at = loader, {}
@@ -108,7 +103,7 @@ class ConversationDataModule(LightningDataModule):
     def val_dataloader(self) -> PlannedLoader:
         """Return the validation samples, all ranks the same number of batches."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return PlannedLoader(self._samples["validation"], self._pad_id, self.batch_samples, 1, self.seed, rank, world, False)
+        return PlannedLoader(self._samples["validation"], self._pad_id, self.micro_tokens, 1, self.seed, rank, world, False)
 
 
 def check_disjoint(train: Sequence[Conversation], held_out: Sequence[Conversation], files: Mapping[str, Path]) -> None:

@@ -1,27 +1,27 @@
 """Which samples are trained when: optimizer steps -> micro-batches -> ranks, a pure function of (lengths, seed, epoch).
 
-Samples are shuffled, cut into optimizer steps, sorted by length inside each step so that micro-batches waste little
-padding (the longest first: then the heap grows once), and dealt to ranks. Every micro-batch knows its step's total weight,
-so the loss is sum(w * CE) / sum(w) over the step however it is cut (DESIGN §4.4). On CPU length-bucketed batches beat packing
-(DESIGN §7).
+Samples are shuffled and packed whole into micro-batches of at most `micro_tokens` tokens, the micro-batches are shuffled and
+dealt evenly to optimizer steps. Every micro-batch knows its step's total weight, so the loss is sum(w * CE) / sum(w) over the
+step however it is cut (DESIGN §4.4). A packed micro-batch holds no padding, and attention keeps its samples apart.
 """
 
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from project.records import Conversation, Question
 from project.rendering import Sample
 
 MicroBatch = dict[str, Any]
 T = TypeVar("T")
+WINDOW = 32
+"""Micro-batches that are packed at once."""
 
 
 def groups_of(record: Question | Conversation) -> set[str]:
@@ -34,47 +34,92 @@ def draw(rows: Sequence[T], limit: int | None, seed: int | str) -> Sequence[T]:
     return rows if limit is None or limit >= len(rows) else random.Random(seed).sample(rows, limit)
 
 
+def pack(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+    """Return bins of samples of at most `budget` tokens each, best-fit decreasing within windows of the order.
+
+    Windows keep the bins of different orders different; the emptiest bin of one is opened again in the next.
+    """
+    bins: list[list[int]] = []
+    start, carried = 0, list[int]()
+    while start < len(order):
+        window, held = carried, sum(lengths[i] for i in carried)
+        while start < len(order) and held < WINDOW * budget:
+            window.append(order[start])
+            held += lengths[order[start]]
+            start += 1
+        packed = _best_fit([*window], lengths, budget)
+        carried = min(packed, key=lambda one: sum(lengths[i] for i in one)) if start < len(order) else []
+        bins += [one for one in packed if one is not carried]
+    return bins
+
+
+def _best_fit(samples: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []  # (tokens free, bin), sorted
+    for sample in sorted(samples, key=lambda i: -lengths[i]):
+        place = bisect_left(spaces, (lengths[sample], -1))
+        if place == len(spaces):
+            free, number = budget, len(bins)
+            bins.append([])
+        else:
+            free, number = spaces.pop(place)
+        bins[number].append(sample)
+        insort(spaces, (free - lengths[sample], number))
+    return bins
+
+
 def plan_epoch(
-    lengths: Sequence[int], seed: int, epoch: int, step_samples: int, accumulate: int, world: int
+    lengths: Sequence[int], seed: int, epoch: int, micro_tokens: int, accumulate: int, world: int
 ) -> list[list[list[list[int]]]]:
     """Return steps -> micro-batches -> ranks -> sample indices; each sample stands in it exactly once.
 
+    All epochs have as many steps as the first, whose number the learning-rate schedule is made for; one whose packing needs
+    more takes the first's in another order. Steps hold even numbers of filled micro-batches: a short last one would be a whole
+    step to Adam.
+
     Args:
-        lengths: tokens of each sample.
+        lengths: tokens of each sample, none over `micro_tokens`.
         seed: of the shuffle, with `epoch`.
         epoch: counted from 0.
-        step_samples: samples in one optimizer step, over all micro-batches and ranks.
+        micro_tokens: most tokens in one micro-batch of one rank.
         accumulate: micro-batches in one optimizer step.
-        world: ranks. A rank whose share is empty in a short last step gets an empty list and still takes part.
+        world: ranks. A rank whose share is empty gets an empty list and still takes part.
     """
-    order = list(range(len(lengths)))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
+
+    def packed(epoch: int) -> list[list[int]]:
+        order = list(range(len(lengths)))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        return pack(lengths, order, micro_tokens)
+
+    first = packed(0)
     parts = accumulate * world
+    count = -(-len(first) // parts)
+    bins = packed(epoch) if epoch else first
+    if len(bins) > count * parts:
+        bins = first
+    random.Random(f"{seed}/{epoch}/steps").shuffle(bins)
     steps = []
-    for start in range(0, len(order), step_samples):
-        chosen = sorted(order[start : start + step_samples], key=lambda i: (-lengths[i], i))
-        size, extra = divmod(len(chosen), parts)
-        cuts = [0]
-        for part in range(parts):
-            cuts.append(cuts[-1] + size + (part < extra))
-        shares = [chosen[a:b] for a, b in pairwise(cuts)]
+    for number in range(count):
+        chosen = bins[number::count]
+        shares = chosen + [list[int]()] * (parts - len(chosen))
         steps.append([shares[m * world : (m + 1) * world] for m in range(accumulate)])
     return steps
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Tensor]:
-    """Pad on the right to (B, T): `input_ids`, `attention_mask` (1 = real) and `kinds` int64, `weights` float32."""
-    width = max((len(s.ids) for s in samples), default=2)
+def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Any]:
+    """Lay samples end to end, or two tokens that weigh nothing where there are none.
+
+    Returns:
+        `input_ids` and `kinds` (T,) int64, `weights` (T,) float32, in which each sample's first token, which nothing
+        predicts, weighs 0; and `lengths`, the tokens of each sample.
+    """
     rows = samples or [Sample("", [pad_id, pad_id], [0, 0], [0.0, 0.0])]
-
-    def pad(values: list[Any], fill: float, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([row + [fill] * (width - len(row)) for row in values], dtype=dtype)
-
     return {
-        "input_ids": pad([s.ids for s in rows], pad_id, torch.long),
-        "attention_mask": pad([[1] * len(s.ids) for s in rows], 0, torch.long),
-        "weights": pad([s.weights for s in rows], 0.0, torch.float32),
-        "kinds": pad([s.kinds for s in rows], 0, torch.long),
+        "input_ids": torch.tensor([i for row in rows for i in row.ids], dtype=torch.long),
+        "kinds": torch.tensor([k for row in rows for k in row.kinds], dtype=torch.long),
+        "weights": torch.tensor([w for row in rows for w in (0.0, *row.weights[1:])], dtype=torch.float32),
+        "lengths": [len(row.ids) for row in rows],
+        "tokens": sum(len(sample.ids) for sample in samples),
     }
 
 
@@ -87,12 +132,12 @@ def shifted_weight(sample: Sample) -> float:
 class PlannedLoader:
     """Yields this rank's micro-batches of each epoch; resumes inside an epoch through `state_dict`.
 
-    A micro-batch holds `collate`'s tensors and `step_weight`, the total weight of its optimizer step over all ranks.
+    A micro-batch holds what `collate` returns and `step_weight`, the total weight of its optimizer step over all ranks.
     """
 
     samples: Sequence[Sample]
     pad_id: int
-    step_samples: int
+    micro_tokens: int
     accumulate: int = 1
     seed: int = 0
     rank: int = 0
@@ -103,25 +148,29 @@ class PlannedLoader:
     position: int = field(default=0, init=False)
     """Micro-batches of this epoch that were already given."""
 
+    def __post_init__(self) -> None:
+        """Plan the first epoch, which has as many steps as every other."""
+        self._lengths = [len(sample.ids) for sample in self.samples]
+        self._steps = len(self._plan(0))
+
     def __len__(self) -> int:
-        return -(-len(self.samples) // self.step_samples) * self.accumulate
+        return self._steps * self.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
         if not self.is_training:
             self.epoch, self.position = 0, 0
         elif self.position >= len(self):  # Lightning takes len(self) batches and never asks for the end
             self.epoch, self.position = self.epoch + 1, 0
-        lengths = [len(s.ids) for s in self.samples]
-        plan = plan_epoch(lengths, self.seed, self.epoch, self.step_samples, self.accumulate, self.world)
-        start, number = self.position, 0
-        for step in plan:
-            weight = sum(shifted_weight(self.samples[i]) for micro in step for share in micro for i in share)
-            for micro in step:
-                number += 1
-                if number > start:
-                    self.position = number
-                    yield {**collate([self.samples[i] for i in micro[self.rank]], self.pad_id), "step_weight": weight}
+        plan = self._plan(self.epoch)
+        for number in range(self.position, len(self)):
+            step, micro = divmod(number, self.accumulate)
+            weight = sum(shifted_weight(self.samples[i]) for micros in plan[step] for share in micros for i in share)
+            self.position = number + 1
+            yield {**collate([self.samples[i] for i in plan[step][micro][self.rank]], self.pad_id), "step_weight": weight}
         self.epoch, self.position = self.epoch + 1, 0
+
+    def _plan(self, epoch: int) -> list[list[list[list[int]]]]:
+        return plan_epoch(self._lengths, self.seed, epoch, self.micro_tokens, self.accumulate, self.world)
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands."""

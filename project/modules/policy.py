@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from project.dialects import DECISION_TOKENS, Dialect, get_dialect
 from project.errors import InputError
+from project.modules import attention
 from project.records import DialectName
 from project.rendering import History, prepare_tokenizer
 from project.tiny_model import TINY_NAME, tiny_model
@@ -103,12 +104,11 @@ class Policy(nn.Module):
         from transformers import AutoModelForCausalLM
 
         super().__init__()
-        # Trained on CPU, eager attention is 1.1-1.2 times as fast as PyTorch's flash kernel, whose backward is slow there.
-        attention = "sdpa" if torch.cuda.is_available() else "eager"
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=getattr(torch, precision), attn_implementation=attention
+            model_path, dtype=getattr(torch, precision), attn_implementation=attention.register()
         )
         self.model.config.use_cache = False
+        _check_head(self.model)
         if new_ids:
             _grow_embeddings(self.model, tokenizer, new_ids)
         if lora is not None:
@@ -126,17 +126,31 @@ class Policy(nn.Module):
         """H."""
         return int(self.causal_lm.config.hidden_size)
 
-    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Return the last hidden states, (B, T, H) in the model's dtype; the mask is 1 on real tokens."""
+    def forward(self, input_ids_T: Tensor, lengths: list[int]) -> Tensor:
+        """Return the last hidden states (T, H), in the model's dtype, of samples that lie end to end.
+
+        Args:
+            input_ids_T: int64, no padding.
+            lengths: tokens of each sample, in order; their sum is T.
+        """
         # PEFT casts every adapter's input to float32, which autocast would cast straight back.
-        autocast = torch.is_autocast_enabled(input_ids_BT.device.type)
+        autocast = torch.is_autocast_enabled(input_ids_T.device.type)
         for module in self._casting:
             module.cast_input_dtype_enabled = not autocast
-        return self.causal_lm.model(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state  # type: ignore[no-any-return]
+        positions_T = torch.cat([torch.arange(n, device=input_ids_T.device) for n in lengths])
+        return self.causal_lm.model(  # type: ignore[no-any-return]
+            input_ids=input_ids_T[None], position_ids=positions_T[None], lengths=lengths
+        ).last_hidden_state[0]
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Return logits (N, V)."""
         return self.causal_lm.lm_head(hidden_NH)  # type: ignore[no-any-return]
+
+    def head_weight(self) -> Tensor:
+        """Return what `head` multiplies with, (V, H), the trained rows of new tokens in it."""
+        head = self.causal_lm.lm_head
+        rows = getattr(head, "token_adapter", None)
+        return head.weight if rows is None else rows.get_merged_weights(rows.active_adapters)  # type: ignore[no-any-return]
 
     def reference(self) -> AbstractContextManager[None]:
         """Give the model without its adapter: the reference of KL, free of a second copy."""
@@ -149,6 +163,14 @@ class Policy(nn.Module):
             yield from ((name, tensor) for name, tensor in weights if not _is_tied_head(self.model, name))
             return
         yield from _merged(self.model)
+
+
+def _check_head(model: Any) -> None:  # noqa: ANN401
+    """Refuse a model whose logits are more than hidden states times a table: losses make them themselves."""
+    config = model.config.get_text_config()
+    odd = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None)]
+    if odd or getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise InputError(f"the model's head has {', '.join(odd) or 'a bias'}, which training leaves out; give another model")
 
 
 def _grow_embeddings(model: Any, tokenizer: Any, new_ids: Sequence[int]) -> None:  # noqa: ANN401

@@ -95,7 +95,7 @@ class Critic(nn.Module):
             return self.net(hidden_NH.detach().float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 
 
 class PPO(AdapterCheckpoint, SearchAgent):
@@ -253,11 +253,12 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def _prepare(self, rows: list[TrainingRow]) -> list[Batch]:
         """Return micro-batches of rows of like length, with old and reference log-probabilities, advantages and returns."""
         rows = sorted(rows, key=lambda row: -len(row.ids))
-        size, pad = self.ppo.micro_episodes, int(self.tokenizer.pad_token_id or 0)
+        size = self.ppo.micro_episodes
         micro = []
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
-            batch = {k: v.to(self.device) for k, v in collate_rows(chosen, pad).items()}
+            found = collate_rows(chosen)
+            batch: Batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
             batch["rewards"] = torch.tensor([row.reward for row in chosen], device=self.device)
             micro.append(self._annotate(batch))
         scaled = scale(torch.cat([b["advantages"] for b in micro])).split([len(b["advantages"]) for b in micro])
@@ -277,7 +278,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         kl = k1_kl(logprobs, reference)
         advantages, returns = [], []
         start = 0
-        for row, count in enumerate(batch["trained"].sum(1).tolist()):
+        for row, trained in enumerate(batch["trained"].split(batch["lengths"])):
+            count = int(trained.sum())
             part = slice(start, start + count)
             rewards = -self.ppo.kl_coef * kl[part]
             rewards[-1] += batch["rewards"][row]
@@ -301,8 +303,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (log-probabilities (N,), hidden states (N, H) before them) of the trained tokens, rows in order."""
         assert self.policy is not None
-        hidden = self.policy(batch["input_ids"], batch["attention_mask"])[:, :-1][batch["trained"]]
-        labels = batch["input_ids"][:, 1:][batch["trained"]]
+        trained = batch["trained"][1:]  # a row begins with its prompt
+        hidden = self.policy(batch["input_ids"], batch["lengths"])[:-1][trained]
+        labels = batch["input_ids"][1:][trained]
         return chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature), hidden
 
     def _inner_epoch(self, micro: list[Batch], epoch: int) -> list[dict[str, Tensor]]:
@@ -386,9 +389,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
     @torch.no_grad()
     def _score(self, prompt: list[int], ids: list[int]) -> Tensor:
         assert self.policy is not None
-        whole = torch.tensor([prompt + ids], device=self.device)
-        hidden = self.policy(whole, torch.ones_like(whole))[0, len(prompt) - 1 : -1]
-        return chunked_logprobs(self.policy.head, hidden, whole[0, len(prompt) :]).cpu()
+        whole = torch.tensor(prompt + ids, device=self.device)
+        hidden = self.policy(whole, [len(whole)])[len(prompt) - 1 : -1]
+        return chunked_logprobs(self.policy.head, hidden, whole[len(prompt) :]).cpu()
 
     def _log_annotations(self, micro: list[Batch]) -> None:
         values, returns = (torch.cat([b[name] for b in micro]) for name in ("old_values", "returns"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from project.datamodules.plan import MicroBatch
 from project.errors import TrainingError
-from project.losses import chunked_argmax, chunked_logprobs, weighted_cross_entropy
+from project.losses import weighted_cross_entropy
 from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.policy import (
     AgentSettings,
@@ -78,9 +78,9 @@ class SFT(AdapterCheckpoint, LightningModule):
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """Return the micro-batch's share of the step's loss, scaled so that Lightning's averages cancel."""
         del batch_idx
-        loss = self._loss(*self._trained(batch))
+        loss, *_ = self._loss(batch)
         self._step_loss = self._step_loss + loss.detach() / batch["step_weight"]
-        self._step_tokens = self._step_tokens + batch["attention_mask"].sum().float()
+        self._step_tokens = self._step_tokens + float(batch["tokens"])
         for name, total in {"train/loss": self._step_loss, "train/tokens": self._step_tokens}.items():
             self.log(name, total, on_step=True, reduce_fx="sum", sync_dist=self.trainer.world_size > 1)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -90,31 +90,23 @@ class SFT(AdapterCheckpoint, LightningModule):
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Log the weighted loss and, for each kind, the share of tokens predicted right."""
         del batch_idx
-        assert self.policy is not None
-        hidden, labels, weights = self._trained(batch)
-        right = chunked_argmax(self.policy.head, hidden) == labels
-        kinds = batch["kinds"][:, 1:][batch["weights"][:, 1:] > 0]
-        total = weights.sum()
-        loss = self._loss(hidden, labels, weights) / total.clamp_min(1e-8)
-        self.log("val/loss", loss, batch_size=max(1, round(float(total))), sync_dist=True)
+        loss, logprobs, right = self._loss(batch)
+        weights, kinds = batch["weights"][1:], batch["kinds"][1:]
+        total = float(weights.sum())
+        self.log("val/loss", loss / max(total, 1e-8), batch_size=max(1, round(total)), sync_dist=True)
         for index, kind in enumerate(KINDS):
-            chosen = kinds == index
+            chosen = kinds[weights > 0] == index
             if chosen.any():
-                accuracy = right[chosen].float().mean()
-                self.log(f"val/accuracy_{kind}", accuracy, batch_size=int(chosen.sum()), sync_dist=self.trainer.world_size > 1)
+                found = {f"val/loss_{kind}": -logprobs[chosen].mean(), f"val/accuracy_{kind}": right[chosen].float().mean()}
+                self.log_dict(found, batch_size=int(chosen.sum()), sync_dist=self.trainer.world_size > 1)
 
-    def _trained(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (hidden states (N, H), labels (N,), weights (N,)) of the trained positions; labels are shifted by one."""
+    def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sum of w * CE, and log-probabilities (N,) and hits (N,) of the trained labels."""
         assert self.policy is not None
-        hidden = self.policy(batch["input_ids"], batch["attention_mask"])[:, :-1]
-        labels, weights = batch["input_ids"][:, 1:], batch["weights"][:, 1:]
-        trained = weights > 0
-        return hidden[trained], labels[trained], weights[trained]
-
-    def _loss(self, hidden_NH: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
-        """Return the sum of w * CE."""
-        assert self.policy is not None
-        return weighted_cross_entropy(chunked_logprobs(self.policy.head, hidden_NH, labels_N), weights_N, 1.0)
+        labels, weights = batch["input_ids"][1:], batch["weights"][1:]
+        trained = weights > 0  # never a sample's first token, which the one before would have to predict
+        hidden = self.policy(batch["input_ids"], batch["lengths"])[:-1]
+        return weighted_cross_entropy(hidden[trained], self.policy.head_weight(), labels[trained], weights[trained])
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401 - Lightning's hook
         """Stop before a step with a non-finite gradient, on all ranks together; the next step's sums start at 0."""

@@ -33,16 +33,11 @@ def training_row(episode: Episode, reward: float) -> TrainingRow:
     return row
 
 
-def collate_rows(rows: Sequence[TrainingRow], pad_id: int) -> dict[str, Tensor]:
-    """Pad rows on the right to (B, T); `trained` and `logprobs` are (B, T - 1): position t is about ids[t + 1]."""
-    longest = max(len(row.ids) for row in rows)
-
-    def pad(values: Sequence[object], fill: object, width: int = longest) -> list[object]:
-        return [*values, *([fill] * (width - len(values)))]
-
+def collate_rows(rows: Sequence[TrainingRow]) -> dict[str, Tensor | list[int]]:
+    """Lay rows end to end: `input_ids` (T,), `trained` (T,) bool and `logprobs` (T,) float32 of each token, and `lengths`."""
     return {
-        "input_ids": torch.tensor([pad(row.ids, pad_id) for row in rows], dtype=torch.long),
-        "attention_mask": torch.tensor([pad([1] * len(row.ids), 0) for row in rows], dtype=torch.long),
-        "trained": torch.tensor([pad(row.trained[1:], False, longest - 1) for row in rows], dtype=torch.bool),
-        "logprobs": torch.tensor([pad(row.logprobs[1:], 0.0, longest - 1) for row in rows], dtype=torch.float32),
+        "input_ids": torch.tensor([i for row in rows for i in row.ids], dtype=torch.long),
+        "trained": torch.tensor([t for row in rows for t in row.trained], dtype=torch.bool),
+        "logprobs": torch.tensor([p for row in rows for p in row.logprobs], dtype=torch.float32),
+        "lengths": [len(row.ids) for row in rows],
     }

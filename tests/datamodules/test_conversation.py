@@ -37,7 +37,7 @@ def write(path, conversations):
 def make(tmp_path, train=None, held_out=None, accumulate=1, rank=0, world=1, **changes) -> ConversationDataModule:
     train = write(tmp_path / "train.jsonl", train or [conversation(i) for i in range(10)])
     held_out = write(tmp_path / "validation.jsonl", held_out or [conversation(i) for i in range(10, 13)])
-    data = ConversationDataModule(train, held_out, **({"batch_samples": 4} | changes))
+    data = ConversationDataModule(train, held_out, **({"micro_tokens": 400} | changes))
     data.trainer = SimpleNamespace(
         lightning_module=Module(), accumulate_grad_batches=accumulate, global_rank=rank, world_size=world
     )
@@ -79,7 +79,7 @@ def test_different_groups_pass():
 def test_trap_03_no_label_is_cut_off(tmp_path, caplog):
     """A sample over the limit is left out whole and counted; what stays ends with its trained end-of-turn token."""
     with caplog.at_level(logging.WARNING):
-        data = ready(tmp_path, [conversation(0), conversation(1, words=300), conversation(2)], max_tokens=200)
+        data = ready(tmp_path, [conversation(0), conversation(1, words=300), conversation(2)], micro_tokens=200)
     assert data.dropped == {"train": 1, "validation": 0}
     assert "dropped 1 of 3 train samples over 200 tokens" in caplog.text
     kept = data.train_dataloader().samples
@@ -88,8 +88,8 @@ def test_trap_03_no_label_is_cut_off(tmp_path, caplog):
 
 
 def test_all_too_long_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match=r"all 10 samples of .*train.jsonl are longer than max_tokens=5"):
-        ready(tmp_path, max_tokens=5)
+    with pytest.raises(InputError, match=r"all 10 samples of .*train.jsonl are longer than micro_tokens=5"):
+        ready(tmp_path, micro_tokens=5)
 
 
 def test_trap_03_a_missing_file_is_never_replaced(tmp_path):
@@ -113,22 +113,17 @@ def test_limit_draws_training_conversations_only(tmp_path):
     assert len(data.val_dataloader().samples) == 3
 
 
-def test_batch_samples_must_fit_accumulation_and_ranks(tmp_path):
-    with pytest.raises(InputError, match=r"batch_samples=4 is no multiple of accumulate_grad_batches x ranks = 6"):
-        ready(tmp_path, accumulate=3, world=2).train_dataloader()
-
-
 def test_ranks_share_a_step_and_its_weight(tmp_path):
     loaders = [ready(tmp_path, accumulate=2, rank=r, world=2).train_dataloader() for r in (0, 1)]
     first, second = (list(loader) for loader in loaders)
-    assert len(first) == len(second) == 6  # 10 samples, 4 a step: 3 steps of 2 micro-batches
+    assert len(first) == len(second)
     assert [b["step_weight"] for b in first] == [b["step_weight"] for b in second]
     total = sum(shifted_weight(s) for s in loaders[0].samples)
     assert sum(b["step_weight"] for b in first[::2]) == pytest.approx(total)
 
 
 def test_validation_sees_all_after_a_sanity_check_that_stopped_early(tmp_path):
-    loader = ready(tmp_path, batch_samples=1).val_dataloader()
+    loader = ready(tmp_path, micro_tokens=100).val_dataloader()
     whole = [b["input_ids"].tolist() for b in loader]
     next(iter(loader))
     assert [b["input_ids"].tolist() for b in loader] == whole

@@ -11,6 +11,7 @@ from project.modules.policy import (
     AgentSettings,
     LoRA,
     Policy,
+    _check_head,
     _with_adapter,
     export_merged,
     load_tokenizer,
@@ -63,7 +64,7 @@ def shaken(policy: Policy) -> Policy:
 
 @torch.no_grad()
 def logits(policy: Policy, ids=IDS):
-    return policy.head(policy(ids, torch.ones_like(ids)))
+    return policy.head(policy(ids.flatten(), [ids.shape[1]] * len(ids))).view(*ids.shape, -1)
 
 
 def loaded_logits(folder, ids=IDS):
@@ -89,8 +90,8 @@ def test_trap_03_new_token_row_trains(folder):
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], 1.0)
     for _ in range(2):  # at first LoRA's B is 0
         optimizer.zero_grad()
-        hidden = policy(IDS, torch.ones_like(IDS))
-        torch.nn.functional.cross_entropy(policy.head(hidden[:, :-1]).flatten(0, 1), IDS[:, 1:].flatten()).backward()
+        hidden = policy(IDS[0], [IDS.shape[1]])
+        torch.nn.functional.cross_entropy(hidden[:-1] @ policy.head_weight().T, IDS[0, 1:]).backward()
         optimizer.step()
     others = [i for i in range(258) if i not in new_ids]
     for name, after in tables(policy).items():
@@ -172,13 +173,34 @@ def test_merging_adds_in_float32_and_rounds_once(tied):
 
 def test_hidden_states_under_autocast_do_not_depend_on_pefts_casts(tied):
     policy = shaken(make(tied, precision="bfloat16")[0])
-    ids = torch.tensor([[1, 2, 3, 4]])
+    ids = torch.tensor([1, 2, 3, 4])
     with torch.autocast("cpu", torch.bfloat16):
-        ours = policy(ids, torch.ones_like(ids))
+        ours = policy(ids, [4])
         for module in policy._casting:
             module.cast_input_dtype_enabled = True
-        casts = policy.causal_lm.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        casts = policy.causal_lm.model(input_ids=ids[None], lengths=[4]).last_hidden_state[0]
     assert torch.equal(ours, casts)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_the_heads_table_gives_the_heads_logits(folder, lora):
+    """Also where new tokens' rows are trained beside a frozen table."""
+    policy = shaken(make(folder, lora)[0])
+    hidden = torch.randn(5, policy.hidden_size)
+    torch.testing.assert_close(hidden @ policy.head_weight().T, policy.head(hidden), rtol=0, atol=1e-5)
+
+
+def test_a_head_that_does_more_than_multiply_is_refused(tied):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tied)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(InputError, match="the model's head has final_logit_softcapping, which training leaves out"):
+        _check_head(model)
+    model.config.final_logit_softcapping = None
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(258))
+    with pytest.raises(InputError, match="the model's head has a bias"):
+        _check_head(model)
 
 
 def test_exported_folder_is_complete(tied, tmp_path):

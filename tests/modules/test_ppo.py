@@ -159,16 +159,19 @@ def test_after_update_1_kl_is_no_longer_0(trained):
 def test_the_reference_log_probabilities_are_those_of_the_base(trained, folder):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     batch = trained.micro[1][0]
-    labels = batch["input_ids"][:, 1:][batch["trained"]]
-    with torch.no_grad():
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1][batch["trained"]]
-    reference = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
+    rows = zip(batch["input_ids"].split(batch["lengths"]), batch["trained"].split(batch["lengths"]), strict=True)
+    found = []
+    for ids, trained_T in rows:
+        with torch.no_grad():
+            logprobs = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        found.append(logprobs.gather(1, ids[1:, None])[:, 0][trained_T[1:]])
+    reference = torch.cat(found)
     torch.testing.assert_close(batch["old_logprobs"] - reference, batch["kl"], rtol=0, atol=1e-4)
 
 
 def test_trap_14_only_sampled_tokens_are_trained(trained):
     for batch in (b for update in trained.micro for b in update):
-        for row, mask in zip(batch["input_ids"][:, 1:], batch["trained"], strict=True):
+        for row, mask in zip(*(batch[name].split(batch["lengths"]) for name in ("input_ids", "trained")), strict=True):
             text = bytes(i for i in row[mask].tolist() if i < 256).decode()
             assert text.startswith(SEARCH + "<answer>")
             assert "Doc" not in text
@@ -194,7 +197,7 @@ def test_advantages_are_scaled_and_favour_what_was_right(trained):
         assert float(flat.square().mean()) == pytest.approx(1, abs=1e-4)
         assert sum(len(t.ids) for e in episodes for t in e.turns) == len(flat)
         for batch in update:
-            rows = batch["advantages"].split(batch["trained"].sum(1).tolist())
+            rows = batch["advantages"].split([int(row.sum()) for row in batch["trained"].split(batch["lengths"])])
             right = batch["rewards"] > 0.5
             assert all((float(row.mean()) > 0) == bool(good) for row, good in zip(rows, right, strict=True))
 
@@ -213,7 +216,7 @@ def test_the_exported_folder_is_the_trained_policy(trained):
     exported = AutoModelForCausalLM.from_pretrained(trained.root / "merged", dtype=torch.float32)
     ids = torch.tensor([[256, 10, 20, 30, 257]])
     with torch.no_grad():
-        expected = trained.policy.head(trained.policy(ids, torch.ones_like(ids)))
+        expected = trained.policy.head(trained.policy(ids[0], [5]))[None]
         torch.testing.assert_close(exported(ids).logits, expected, rtol=0, atol=1e-4)
     assert AgentSettings.load(trained.root / "merged") == SETTINGS
 

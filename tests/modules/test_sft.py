@@ -15,7 +15,6 @@ from project.datamodules.plan import PlannedLoader, collate, plan_epoch
 from project.dialects import Action, get_dialect
 from project.errors import TrainingError
 from project.files import write_rows
-from project.losses import chunked_argmax
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.schedule import warmup_cosine
 from project.modules.sft import SFT
@@ -23,6 +22,8 @@ from project.records import Conversation, Document, Message
 from project.rendering import KIND_INDEX, Sample, SpanKind
 
 SETTINGS = AgentSettings("tags", True)
+MICRO = 700
+"""Tokens a micro-batch: about three of the ten training samples."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def files(tmp_path_factory):
 
 
 def make_data(files, **changes) -> ConversationDataModule:
-    return ConversationDataModule(files / "train.jsonl", files / "validation.jsonl", **({"batch_samples": 8} | changes))
+    return ConversationDataModule(files / "train.jsonl", files / "validation.jsonl", **({"micro_tokens": MICRO} | changes))
 
 
 def make_module(folder, lora=None, **changes) -> SFT:
@@ -69,7 +70,7 @@ class Watch(Callback):
         self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.batches.append(batch["input_ids"].tolist())
+        self.batches.append([row.tolist() for row in batch["input_ids"].split(batch["lengths"])])
         self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
@@ -91,6 +92,7 @@ def by_hand(module: SFT, folder, samples: list[Sample]) -> dict[str, torch.Tenso
     fresh = SFT(str(folder), SETTINGS, None, "float32")
     fresh.configure_model()
     model = fresh.policy.model
+    model.set_attn_implementation("eager")
     total = loss = 0.0
     for sample in samples:
         ids, weights = torch.tensor(sample.ids), torch.tensor(sample.weights)
@@ -100,14 +102,14 @@ def by_hand(module: SFT, folder, samples: list[Sample]) -> dict[str, torch.Tenso
     return {f"policy.model.{n}": p.grad for n, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_gradients_of_each_step_equal_those_by_hand(folder, files, tmp_path, accumulate):
-    """10 samples, 8 a step: the second step is a short last window of 2, where micro-batches are empty for accumulate 4."""
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 4), (2, 2), (3, 2)])
+def test_gradients_of_each_step_equal_those_by_hand(folder, files, tmp_path, accumulate, steps):
+    """10 samples in 4 micro-batches: with accumulate 3 the two steps hold 2 each and an empty one."""
     data, module = make_data(files), make_module(folder, learning_rate=0.0)  # the second step starts from the same weights
     watch = fit(module, data, tmp_path, accumulate=accumulate)
     samples = data.train_dataloader().samples
-    plan = plan_epoch([len(s.ids) for s in samples], 0, 0, 8, accumulate, 1)
-    assert len(watch.gradients) == len(plan) == 2
+    plan = plan_epoch([len(s.ids) for s in samples], 0, 0, MICRO, accumulate, 1)
+    assert len(watch.gradients) == len(plan) == steps
     for found, step in zip(watch.gradients, plan, strict=True):
         chosen = [samples[i] for micro in step for share in micro for i in share]
         expected = by_hand(module, folder, chosen)
@@ -118,10 +120,12 @@ def test_gradients_of_each_step_equal_those_by_hand(folder, files, tmp_path, acc
 
 @pytest.mark.parametrize("lora", [None, LoRA(4, 8.0)], ids=["full", "lora"])
 def test_accumulation_does_not_change_what_is_learnt(folder, files, tmp_path, lora):
+    """All 10 samples in one micro-batch, or in four of an optimizer step."""
     found = []
-    for accumulate in (1, 4):
-        module = make_module(folder, lora, learning_rate=1e-3)
-        fit(module, make_data(files), tmp_path / str(accumulate), accumulate=accumulate, max_steps=1, max_epochs=-1)
+    for accumulate, tokens in ((1, 100_000), (4, MICRO)):
+        module, data = make_module(folder, lora, learning_rate=1e-3), make_data(files, micro_tokens=tokens)
+        watch = fit(module, data, tmp_path / str(accumulate), accumulate=accumulate, max_steps=1, max_epochs=-1)
+        assert len(watch.batches) == accumulate
         found.append({n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad})
     start = make_module(folder, lora)
     start.configure_model()
@@ -134,7 +138,7 @@ def test_accumulation_does_not_change_what_is_learnt(folder, files, tmp_path, lo
 
 
 def test_two_ranks_average_to_the_same_gradient(folder, files, tmp_path):
-    data = make_data(files)
+    data = make_data(files, micro_tokens=100_000)
     watch = fit(make_module(folder, learning_rate=0.0), data, tmp_path, max_steps=1, max_epochs=-1)
     samples = data.train_dataloader().samples
     gradients = []
@@ -143,7 +147,7 @@ def test_two_ranks_average_to_the_same_gradient(folder, files, tmp_path):
         module.configure_model()
         module.log = lambda *args, **kwargs: None
         module._trainer = SimpleNamespace(accumulate_grad_batches=2, world_size=2)
-        for batch in list(PlannedLoader(samples, 257, 8, 2, 0, rank, 2))[:2]:
+        for batch in PlannedLoader(samples, 257, MICRO, 2, 0, rank, 2):
             (module.training_step(batch, 0) / 2).backward()  # Lightning divides by accumulate_grad_batches
         gradients.append({n: p.grad for n, p in module.named_parameters()})
     for name, expected in watch.gradients[0].items():
@@ -157,11 +161,11 @@ class Fake:
     def __init__(self, offset: int):
         self.offset = offset
 
-    def __call__(self, ids, mask):
-        return 50.0 * functional.one_hot(ids.roll(-self.offset, dims=1), 260).float()
+    def __call__(self, ids, lengths):
+        return 50.0 * functional.one_hot(ids.roll(-self.offset), 260).float()
 
-    def head(self, hidden):
-        return hidden
+    def head_weight(self):
+        return torch.eye(260)
 
 
 def test_trap_01_labels_are_shifted(folder, files):
@@ -171,9 +175,8 @@ def test_trap_01_labels_are_shifted(folder, files):
 
     def loss(offset):
         object.__setattr__(module, "policy", Fake(offset))
-        hidden, labels, weights = module._trained(batch)
-        right = chunked_argmax(module.policy.head, hidden) == labels
-        return float(module._loss(hidden, labels, weights)), int(right.sum())
+        total, _, right = module._loss(batch)
+        return float(total), int(right.sum())
 
     # Five in all of weight stands on positions 2 to 5. The next token: no loss. The same token: 50 nats for each weight.
     module._modules.pop("policy", None)
@@ -186,21 +189,38 @@ def test_only_weighted_tokens_count(folder):
     module.configure_model()
     sample = Sample("a", [256, 10, 20, 30], [0] * 4, [0.0, 0.0, 1.5, 0.0])
     with torch.no_grad():
-        found = module._loss(*module._trained(collate([sample], 257)))
+        found, *_ = module._loss(collate([sample], 257))
         logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([[256, 10, 20, 30]])).logits[0]
-        grown = module.policy.head(module.policy(torch.tensor([[256, 10, 20, 30]]), torch.ones(1, 4, dtype=torch.long)))[0]
+        grown = module.policy.head(module.policy(torch.tensor([256, 10, 20, 30]), [4]))
     torch.testing.assert_close(grown[:, :258], logits, rtol=0, atol=1e-5)
     assert float(found) == pytest.approx(-1.5 * float(grown[1].log_softmax(-1)[20]), abs=1e-4)
+
+
+def test_a_pack_has_the_loss_and_the_gradients_of_its_samples(folder):
+    """loss(a) + loss(b) = loss(pack), also where the second would see the first, and where a first token has a weight."""
+    samples = [Sample(str(n), [256, *range(10, 10 + n), 257], [0] * (n + 2), [1.0] * (n + 2)) for n in (3, 30, 1, 12)]
+
+    def measured(*batches):
+        module = make_module(folder)
+        module.configure_model()
+        loss = sum(module._loss(collate(batch, 257))[0] for batch in batches)
+        loss.backward()
+        return float(loss), {n: p.grad for n, p in module.named_parameters()}
+
+    alone, expected = measured(*([sample] for sample in samples))
+    together, found = measured(samples)
+    assert together == pytest.approx(alone, rel=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_without_a_trained_token_has_no_gradient(folder):
     module = make_module(folder)
     module.configure_model()
-    hidden, labels, weights = module._trained(collate([], 257))
-    loss = module._loss(hidden, labels, weights)
+    loss, logprobs, right = module._loss(collate([], 257))
     loss.backward()
     assert float(loss) == 0
-    assert len(labels) == len(weights) == 0
+    assert len(logprobs) == len(right) == 0
     assert not any(p.grad is not None and p.grad.any() for p in module.parameters())
 
 
@@ -216,18 +236,19 @@ def test_trap_03_new_token_rows_train_and_the_folder_holds_them(folder, files, t
     torch.testing.assert_close(after[:258], before[:258], rtol=0, atol=0)
     ids = torch.tensor([[256, 10, 258, 20, 259, 257]])
     with torch.no_grad():
-        hidden = module.policy(ids, torch.ones_like(ids))
-        torch.testing.assert_close(exported(ids).logits, module.policy.head(hidden), rtol=0, atol=1e-4)
+        logits = module.policy.head(module.policy(ids[0], [ids.shape[1]]))
+        torch.testing.assert_close(exported(ids).logits[0], logits, rtol=0, atol=1e-4)
     assert AgentSettings.load(tmp_path / "merged") == SETTINGS
 
 
 def test_the_logged_loss_and_tokens_are_those_of_the_whole_step(folder, files, tmp_path):
     """Not of the last micro-batch, which is the shortest: the weighted mean over the step's samples, each alone by hand."""
     data, module = make_data(files), make_module(folder, learning_rate=0.0)
-    watch = fit(module, data, tmp_path, accumulate=4)
+    watch = fit(module, data, tmp_path, accumulate=3)
     model, samples = module.policy.model, data.train_dataloader().samples
-    plan = plan_epoch([len(s.ids) for s in samples], 0, 0, 8, 4, 1)
-    for step, logged in enumerate((watch.logged[3], watch.logged[-1])):
+    model.set_attn_implementation("eager")
+    plan = plan_epoch([len(s.ids) for s in samples], 0, 0, MICRO, 3, 1)
+    for step, logged in enumerate((watch.logged[2], watch.logged[-1])):
         chosen = [samples[i] for micro in plan[step] for share in micro for i in share]
         loss = total = 0.0
         for sample in chosen:
@@ -235,8 +256,7 @@ def test_the_logged_loss_and_tokens_are_those_of_the_whole_step(folder, files, t
             ce = functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
             loss, total = loss + float((weights * ce).sum()), total + float(weights.sum())
         assert logged["train/loss"] == pytest.approx(loss / total, rel=1e-4)
-        empty = sum(not share for micro in plan[step] for share in micro)  # each holds two tokens of padding
-        assert logged["train/tokens"] == sum(len(s.ids) for s in chosen) + 2 * empty
+        assert logged["train/tokens"] == sum(len(s.ids) for s in chosen)
 
 
 def test_training_lowers_the_loss(folder, files, tmp_path):
@@ -248,33 +268,22 @@ def test_training_lowers_the_loss(folder, files, tmp_path):
 
 def test_each_epoch_trains_every_sample_once(folder, files, tmp_path):
     """Lightning never asks the loader for its end: the second and third epochs must not be empty."""
-    data = make_data(files, batch_samples=4)
-    watch = fit(make_module(folder, learning_rate=0.0), data, tmp_path, max_epochs=3)
-    assert len(watch.batches) == 9
-    pad = 257
-
-    def rows(batches):
-        kept = []
-        for row in (row for batch in batches for row in batch):
-            while len(row) > 1 and row[-1] == row[-2] == pad:
-                row = row[:-1]
-            kept.append(tuple(row))
-        return kept
-
-    epochs = [rows(watch.batches[i : i + 3]) for i in (0, 3, 6)]
+    watch = fit(make_module(folder, learning_rate=0.0), make_data(files), tmp_path, max_epochs=3)
+    assert len(watch.batches) == 12
+    epochs = [[tuple(row) for batch in watch.batches[i : i + 4] for row in batch] for i in (0, 4, 8)]
     assert [len(epoch) for epoch in epochs] == [10, 10, 10]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [2, 4])
 def test_a_resumed_run_ends_with_the_same_parameters(folder, files, tmp_path, stop):
-    """3 steps an epoch: a stop inside an epoch and one at its end."""
+    """4 steps an epoch: a stop inside an epoch and one at its end."""
 
     def run(name, ckpt_path=None, save=False):
         module = make_module(folder, LoRA(4, 8.0), learning_rate=1e-2)
         saving = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1) if save else None
-        data = make_data(files, batch_samples=4)
+        data = make_data(files)
         callbacks = [saving] if saving else []
         watch = fit(module, data, tmp_path / name, ckpt_path=ckpt_path, callbacks=callbacks, max_epochs=2)
         return watch, {n: p.detach().clone() for n, p in module.named_parameters()}
@@ -286,7 +295,7 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, files, tmp_path, st
 
 
 def test_validation_measures_each_kind_and_sees_all(folder, files, tmp_path):
-    module, data = make_module(folder, learning_rate=0.0), make_data(files, batch_samples=1)
+    module, data = make_module(folder, learning_rate=0.0), make_data(files, micro_tokens=300)
     watch = fit(
         module, data, tmp_path, max_steps=1, max_epochs=-1, limit_val_batches=1.0, num_sanity_val_steps=2, val_check_interval=1
     )
@@ -295,12 +304,12 @@ def test_validation_measures_each_kind_and_sees_all(folder, files, tmp_path):
     total = loss = right = count = 0.0
     with torch.no_grad():
         for sample in samples:
-            ids, weights = torch.tensor([sample.ids]), torch.tensor(sample.weights)[1:]
-            logits = module.policy.head(module.policy(ids, torch.ones_like(ids)))[0, :-1]
-            loss += float((functional.cross_entropy(logits, ids[0, 1:], reduction="none") * weights).sum())
+            ids, weights = torch.tensor(sample.ids), torch.tensor(sample.weights)[1:]
+            logits = module.policy.head(module.policy(ids, [len(ids)]))[:-1]
+            loss += float((functional.cross_entropy(logits, ids[1:], reduction="none") * weights).sum())
             total += float(weights.sum())
             chosen = (torch.tensor(sample.kinds)[1:] == KIND_INDEX[SpanKind.THINK]) & (weights > 0)
-            right, count = right + int((logits.argmax(-1) == ids[0, 1:])[chosen].sum()), count + int(chosen.sum())
+            right, count = right + int((logits.argmax(-1) == ids[1:])[chosen].sum()), count + int(chosen.sum())
     assert float(metrics["val/loss"]) == pytest.approx(loss / total, rel=0.01)
     assert float(metrics["val/accuracy_think"]) == pytest.approx(right / count, abs=0.01)
 

@@ -1,6 +1,5 @@
 """Training rows: exactly the ids that were sampled and read, and only the sampled ones trained."""
 
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,21 +32,14 @@ def test_trap_14_no_token_of_a_result_is_trained_and_no_id_changes(turns):
 
 
 @given(st.lists(st.lists(st.tuples(ids, ids), min_size=1, max_size=3), min_size=1, max_size=4))
-def test_collated_masks_and_logprobs_stand_at_the_position_that_predicts(episodes):
+def test_rows_lie_end_to_end_with_a_mask_and_a_logprob_for_each_token(episodes):
     rows = [training_row(make(turns), 1.0) for turns in episodes]
-    batch = collate_rows(rows, pad_id=0)
-    labels = batch["input_ids"][:, 1:]
-    assert batch["trained"].shape == labels.shape == batch["logprobs"].shape
-    assert labels[batch["trained"]].tolist() == [i for turns in episodes for _, sampled in turns for i in sampled]
+    batch = collate_rows(rows)
+    assert batch["input_ids"].tolist() == [i for row in rows for i in row.ids]
+    assert batch["lengths"] == [len(row.ids) for row in rows]
+    assert batch["input_ids"][batch["trained"]].tolist() == [i for turns in episodes for _, sampled in turns for i in sampled]
     assert batch["logprobs"][batch["trained"]].tolist() == [
         -1.0 - i for turns in episodes for _, sampled in turns for i in range(len(sampled))
     ]
-    assert batch["attention_mask"].sum(1).tolist() == [len(row.ids) for row in rows]
-    assert not (batch["trained"] & (batch["attention_mask"][:, 1:] == 0)).any()
     assert not batch["logprobs"][~batch["trained"]].any()
-
-
-def test_padding_is_on_the_right():
-    batch = collate_rows([training_row(make([([5], [6])]), 0.0), training_row(make([([5], [6, 7, 8])]), 0.0)], pad_id=9)
-    assert batch["input_ids"].tolist() == [[5, 6, 9, 9], [5, 6, 7, 8]]
-    assert torch.equal(batch["trained"], torch.tensor([[True, False, False], [True, True, True]]))
+    assert not any(row[0] for row in batch["trained"].split(batch["lengths"]))  # no row before predicts it
