@@ -104,6 +104,24 @@ def test_weighted_cross_entropy_in_bf16_is_near_float64(autocast):
         assert float((found.double() - wanted).norm() / wanted.norm()) < 0.01
 
 
+def test_the_slope_of_the_loss_is_not_rounded_to_bf16():
+    """Ranks of 3 with a step's weight of 301: the slope 3 / 301 rounded to bf16 is 0.2 % off for all gradients."""
+    torch.manual_seed(0)
+    hidden, table = torch.randn(400, 32).bfloat16().requires_grad_(), torch.randn(50, 32).bfloat16()
+    arguments = hidden, table, torch.randint(0, 50, (400,)), torch.rand(400)
+    (unscaled,) = torch.autograd.grad(weighted_cross_entropy(*arguments)[0], hidden)
+    (scaled,) = torch.autograd.grad(weighted_cross_entropy(*arguments)[0] * (3 / 301), hidden)
+    ratio = (scaled.double() * unscaled.double()).sum() / unscaled.double().square().sum()
+    assert float(ratio) == pytest.approx(3 / 301, rel=2e-4)
+
+
+def test_validation_makes_no_gradient_of_the_table(monkeypatch):
+    table = torch.randn(11, 6, requires_grad=True)
+    monkeypatch.setattr(torch, "zeros_like", lambda *a, **k: pytest.fail("a gradient was made"))
+    with torch.no_grad():
+        weighted_cross_entropy(torch.randn(3, 6), table, torch.tensor([1, 2, 3]), torch.ones(3))
+
+
 @given(st.integers(0, 8), st.integers(0, 5))
 def test_weighted_cross_entropy_is_the_same_however_it_is_cut(cut, seed):
     generator = torch.Generator().manual_seed(seed)

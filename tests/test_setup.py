@@ -203,6 +203,14 @@ def test_seeker_help_is_fast() -> None:
     assert min(seconds) < 0.5, seconds
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts/benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_says_how_it_is_run(script: Path) -> None:
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"python {script.relative_to(ROOT)}" in done.stdout
+
+
 @pytest.mark.parametrize("script", ["scripts/setup.sh", "scripts/test.sh", ".ci/run"])
 def test_script_is_executable_strict_and_well_formed(script: str) -> None:
     path = ROOT / script

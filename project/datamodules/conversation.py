@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningDataModule
 
@@ -47,7 +48,7 @@ class ConversationDataModule(LightningDataModule):
         self.dropped: dict[str, int] = {}
         self._samples: dict[str, list[Sample]] = {}
         self._train_loader: PlannedLoader | None = None
-        self._resume_at: dict[str, int] = {}
+        self._resume_at: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Read, check that no group is shared, and render with the renderer of the trainer's module."""
@@ -90,11 +91,11 @@ class ConversationDataModule(LightningDataModule):
         self._train_loader, self._resume_at = loader, {}
         return loader
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return where training stands in the data."""
         return self._train_loader.state_dict() if self._train_loader else {}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue there. Lightning itself restores no loader once `configure_optimizers` has asked for the number of steps."""
         self._resume_at = state_dict
         if self._train_loader:

@@ -7,6 +7,7 @@ step however it is cut (DESIGN §4.4). A packed micro-batch holds no padding, an
 
 from __future__ import annotations
 
+import hashlib
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from project.errors import InputError
 from project.records import Conversation, Question
 from project.rendering import Sample
 
 MicroBatch = dict[str, Any]
 T = TypeVar("T")
 WINDOW = 32
-"""Micro-batches that are packed at once."""
+"""Micro-batches that are packed at once, at most."""
 
 
 def groups_of(record: Question | Conversation) -> set[str]:
@@ -37,13 +39,15 @@ def draw(rows: Sequence[T], limit: int | None, seed: int | str) -> Sequence[T]:
 def pack(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
     """Return bins of samples of at most `budget` tokens each, best-fit decreasing within windows of the order.
 
-    Windows keep the bins of different orders different; the emptiest bin of one is opened again in the next.
+    Windows, at least four where there are samples enough, keep the bins of different orders different; the emptiest bin of
+    one is opened again in the next.
     """
+    window_tokens = budget * max(4, min(WINDOW, sum(lengths[i] for i in order) // budget // 4))
     bins: list[list[int]] = []
     start, carried = 0, list[int]()
     while start < len(order):
         window, held = carried, sum(lengths[i] for i in carried)
-        while start < len(order) and held < WINDOW * budget:
+        while start < len(order) and held < window_tokens:
             window.append(order[start])
             held += lengths[order[start]]
             start += 1
@@ -73,9 +77,9 @@ def plan_epoch(
 ) -> list[list[list[list[int]]]]:
     """Return steps -> micro-batches -> ranks -> sample indices; each sample stands in it exactly once.
 
-    All epochs have as many steps as the first, whose number the learning-rate schedule is made for; one whose packing needs
-    more takes the first's in another order. Steps hold even numbers of filled micro-batches: a short last one would be a whole
-    step to Adam.
+    All epochs have as many steps as the first, whose number the learning-rate schedule is made for; one whose packing does
+    not come out so takes the first's in another order. Steps hold the same number of filled micro-batches, give or take one: a
+    short last step would be a whole one to Adam.
 
     Args:
         lengths: tokens of each sample, none over `micro_tokens`.
@@ -95,7 +99,7 @@ def plan_epoch(
     parts = accumulate * world
     count = -(-len(first) // parts)
     bins = packed(epoch) if epoch else first
-    if len(bins) > count * parts:
+    if not count <= len(bins) <= count * parts:
         bins = first
     random.Random(f"{seed}/{epoch}/steps").shuffle(bins)
     steps = []
@@ -111,7 +115,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Any]:
 
     Returns:
         `input_ids` and `kinds` (T,) int64, `weights` (T,) float32, in which each sample's first token, which nothing
-        predicts, weighs 0; and `lengths`, the tokens of each sample.
+        predicts, weighs 0; `lengths`, the tokens of each sample, and `tokens`, their sum without padding.
     """
     rows = samples or [Sample("", [pad_id, pad_id], [0, 0], [0.0, 0.0])]
     return {
@@ -172,10 +176,24 @@ class PlannedLoader:
     def _plan(self, epoch: int) -> list[list[list[list[int]]]]:
         return plan_epoch(self._lengths, self.seed, epoch, self.micro_tokens, self.accumulate, self.world)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands."""
-        return {"epoch": self.epoch, "position": self.position}
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands, and in which plan."""
+        return {"epoch": self.epoch, "position": self.position, "plan": self._digest()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` stood."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` stood.
+
+        Raises:
+            InputError: it stood in another plan, whose positions mean other samples here.
+        """
+        if state.get("plan") != self._digest():
+            raise InputError(
+                "the checkpoint stands in another plan of the samples: the data, the tokenizer, data.micro_tokens, data.seed, "
+                "accumulate_grad_batches or the number of ranks has changed; give what it was made with, or start a training "
+                "without --ckpt_path"
+            )
         self.epoch, self.position = state["epoch"], state["position"]
+
+    def _digest(self) -> str:
+        held = (self._lengths, self.micro_tokens, self.accumulate, self.seed, self.world)
+        return hashlib.sha256(repr(held).encode()).hexdigest()[:16]

@@ -61,6 +61,7 @@ def packed_attention(
             f"packed training attends plainly and the model asks for {', '.join(changed) or 'a mask or dropout'}; "
             "give a model without it"
         )
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotation of float32 weights' states undoes autocast
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _flash(query, key, value, lengths, scale), None

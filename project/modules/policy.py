@@ -1,6 +1,6 @@
 """The policy: a causal LM, plain or with LoRA, seen as `hidden states` and a `head`, and its hand-over as a merged folder.
 
-Logits are made for trained positions only: losses take their hidden states and call the head in chunks.
+Logits are made for trained positions only: losses take their hidden states, and the head or its table, in chunks.
 """
 
 from __future__ import annotations
@@ -115,6 +115,19 @@ class Policy(nn.Module):
             self.model = _with_adapter(self.model, lora, new_ids)
         self.has_adapter = lora is not None
         self._casting = [module for module in self.model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+        self._check_packing()
+
+    @torch.no_grad()
+    def _check_packing(self) -> None:
+        """Refuse a model with layers other than attention that carry something from one token to the next."""
+        ids = torch.arange(6)
+        alone, packed = self(ids[3:], [3]), self(ids, [3, 3])[3:]
+        noise = 0.05 if alone.dtype is torch.bfloat16 else 1e-3
+        if float((packed - alone).float().norm()) > noise * float(alone.float().norm()):
+            raise InputError(
+                f"the layers of {type(self.causal_lm).__name__} let packed samples see each other (a convolution or a "
+                "recurrence); give a model whose tokens meet in attention only"
+            )
 
     @property
     def causal_lm(self) -> Any:  # noqa: ANN401 - any causal LM of transformers
@@ -168,7 +181,8 @@ class Policy(nn.Module):
 def _check_head(model: Any) -> None:  # noqa: ANN401
     """Refuse a model whose logits are more than hidden states times a table: losses make them themselves."""
     config = model.config.get_text_config()
-    odd = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None)]
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    odd = [name for name in names if getattr(config, name, None) not in (None, 1.0)]
     if odd or getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise InputError(f"the model's head has {', '.join(odd) or 'a bias'}, which training leaves out; give another model")
 

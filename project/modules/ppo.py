@@ -9,6 +9,7 @@ never pull on the policy. The reference of KL is the policy's base with its adap
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from project.modules.sft import check_finite
 from project.records import Episode, Question
 from project.rollouts.rows import TrainingRow, collate_rows, training_row
 from project.runtime import return_freed_memory
+
+logger = logging.getLogger(__name__)
 
 SAME_REWARD = 1e-6
 """Difference from the rest of its group below which an episode earned the same."""
@@ -229,20 +232,24 @@ class PPO(AdapterCheckpoint, SearchAgent):
         nothing: Adam would take whole steps on the KL's noise.
 
         Raises:
-            TrainingError: it was so for `flat_updates` in a row.
+            TrainingError: it was so for `flat_updates` in a row, from the start on.
         """
         names = [episode.question.id for episode in episodes]
         centred = leave_one_out(torch.tensor(rewards), torch.tensor([names.index(name) for name in names])).tolist()
         telling = {name for name, reward in zip(names, centred, strict=True) if abs(reward) > SAME_REWARD}
         self._flat = 0 if telling else self._flat + 1
         if self._flat == self.ppo.flat_updates:
-            raise TrainingError(
-                f"for {self._flat} updates the episodes of each question have earned the same, "
-                f"{sum(rewards) / len(rewards):.3g} on average now; start from a model that is sometimes right, or raise "
-                "ppo.episodes_per_question"
-            )
+            self._stop(sum(rewards) / len(rewards))
         scored = zip(names, episodes, centred, strict=True)
         return [training_row(episode, reward) for name, episode, reward in scored if name in telling]
+
+    def _stop(self, reward: float) -> None:
+        """End the run, which learns nothing any more: well if it ever did, its model exported, else with an error."""
+        said = f"for {self._flat} updates the episodes of each question have earned the same, {reward:.3g} on average now"
+        if not self.trainer.global_step:
+            raise TrainingError(f"{said}; start from a model that is sometimes right, or raise ppo.episodes_per_question")
+        logger.warning("%s: the run ends", said)
+        self.trainer.should_stop = True
 
     def _train(self, micro: list[Batch]) -> None:
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from project.datamodules.plan import MicroBatch
 from project.errors import TrainingError
@@ -64,6 +65,8 @@ class SFT(AdapterCheckpoint, LightningModule):
         self.policy: Policy | None = None
         # Lightning keeps what the last micro-batch of a step logs: it is the sum over the step so far.
         self._step_loss, self._step_tokens = torch.zeros(()), torch.zeros(())
+        names = ["loss", *(f"{metric}_{kind}" for kind in KINDS for metric in ("loss", "accuracy"))]
+        self.validation: Any = nn.ModuleDict({name: MeanMetric() for name in names})
 
     def configure_model(self) -> None:
         """Load the weights once the strategy is set up."""
@@ -88,17 +91,24 @@ class SFT(AdapterCheckpoint, LightningModule):
         return loss * scale
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
-        """Log the weighted loss and, for each kind, the share of tokens predicted right."""
+        """Take in the weighted loss and, for each kind, the plain loss and the share of tokens predicted right."""
         del batch_idx
-        loss, logprobs, right = self._loss(batch)
+        _, logprobs, right = self._loss(batch)
         weights, kinds = batch["weights"][1:], batch["kinds"][1:]
-        total = float(weights.sum())
-        self.log("val/loss", loss / max(total, 1e-8), batch_size=max(1, round(total)), sync_dist=True)
+        trained = weights > 0
+        self.validation["loss"].update(-logprobs, weights[trained])
         for index, kind in enumerate(KINDS):
-            chosen = kinds[weights > 0] == index
-            if chosen.any():
-                found = {f"val/loss_{kind}": -logprobs[chosen].mean(), f"val/accuracy_{kind}": right[chosen].float().mean()}
-                self.log_dict(found, batch_size=int(chosen.sum()), sync_dist=self.trainer.world_size > 1)
+            chosen = kinds[trained] == index
+            self.validation[f"loss_{kind}"].update(-logprobs[chosen])
+            self.validation[f"accuracy_{kind}"].update(right[chosen].float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all ranks, of the kinds that there were: each rank reduces each of them, in the same order."""
+        for name, metric in self.validation.items():
+            value = metric.compute()
+            if value.isfinite():
+                self.log(f"val/{name}", value)
+            metric.reset()
 
     def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sum of w * CE, and log-probabilities (N,) and hits (N,) of the trained labels."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from project.datamodules.plan import PlannedLoader, collate, pack, plan_epoch, shifted_weight
+from project.errors import InputError
 from project.rendering import Sample
 
 plans = st.tuples(
@@ -41,6 +42,19 @@ def test_every_epoch_has_as_many_steps_and_they_hold_even_numbers_of_filled_shar
         assert min(filled) >= 1
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_an_epoch_that_packs_otherwise_than_the_first_still_fills_every_step(seed):
+    """Sixes and fours in bins of ten over several windows: how many bins there are depends on the order."""
+    lengths = [6] * 300 + [4] * 300
+    epochs = [plan_epoch(lengths, seed, epoch, 10, 1, 1) for epoch in range(8)]
+    packings = [pack(lengths, random.Random(f"{seed}/{epoch}").sample(range(600), 600), 10) for epoch in range(8)]
+    assert len({len(bins) for bins in packings}) > 1
+    assert len({len(plan) for plan in epochs}) == 1
+    assert all(share for plan in epochs for step in plan for micro in step for share in micro)
+    assert all(sorted(flat(plan)) == list(range(600)) for plan in epochs)
+    assert len({tuple(flat(plan)) for plan in epochs}) == 8
+
+
 def test_best_fit_by_hand():
     # Decreasing: 6 opens a bin, 5 a second; 4 fits best beside 6 (0 left), 3 beside 5 (2 left), 2 there; 1 opens a third.
     assert pack([5, 1, 4, 6, 2, 3], range(6), 10) == [[3, 2], [0, 5, 4], [1]]
@@ -62,10 +76,10 @@ def test_the_order_differs_by_epoch_and_seed():
 
 
 def test_different_epochs_put_different_samples_together():
-    lengths = [random.Random(i).randint(10, 50) for i in range(200)]
+    lengths = list(range(1000, 1200))  # no two alike: only windows make packings differ
 
     def together(epoch):
-        plan = plan_epoch(lengths, 0, epoch, 200, 1, 1)
+        plan = plan_epoch(lengths, 0, epoch, 5000, 1, 1)
         return {frozenset(share) for step in plan for micro in step for share in micro}
 
     assert len(together(0) & together(1)) < 0.2 * len(together(0))
@@ -124,6 +138,14 @@ def test_a_rank_without_samples_still_takes_part():
     assert len(batches) == 2
     assert [b["input_ids"].tolist() for b in batches] == [[99, 99]] * 2
     assert not any(b["weights"].any() or b["tokens"] for b in batches)
+
+
+@pytest.mark.parametrize("change", [{"micro_tokens": 9}, {"accumulate": 1}, {"seed": 2}, {"world": 2}])
+def test_a_position_in_another_plan_is_refused(change):
+    with pytest.raises(InputError, match="stands in another plan of the samples"):
+        loader(**change).load_state_dict(loader().state_dict())
+    with pytest.raises(InputError, match="stands in another plan of the samples"):
+        loader().load_state_dict({"epoch": 0, "position": 3})  # as Seeker wrote it before plans were packed
 
 
 @pytest.mark.parametrize("given_batches", range(7))  # 6 an epoch

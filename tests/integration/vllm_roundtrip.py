@@ -18,9 +18,9 @@ from project.rollouts.engines import Sampling, make_engine  # noqa: E402
 
 
 def policy_score(policy, prompt, ids):
-    whole = torch.tensor([prompt + ids])
+    whole = torch.tensor(prompt + ids)
     with torch.no_grad():
-        hidden = policy(whole, torch.ones_like(whole))[0, len(prompt) - 1 : -1]
+        hidden = policy(whole, [len(whole)])[len(prompt) - 1 : -1]
         return policy.head(hidden).float().log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
 
 
@@ -52,9 +52,9 @@ def main(folder):
     result["finish"] = [generation.finish for generation in first]
     warm = asyncio.run(together(0.5))[0]
     ids = list(warm.ids)
-    whole = torch.tensor([prompts[0] + ids])
+    whole = torch.tensor(prompts[0] + ids)
     with torch.no_grad():
-        hidden = policy(whole, torch.ones_like(whole))[0, len(prompts[0]) - 1 : -1]
+        hidden = policy(whole, [len(whole)])[len(prompts[0]) - 1 : -1]
         processed = (policy.head(hidden).float() / 0.5).log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
     result["processed_gap"] = float((torch.tensor(warm.logprobs) - processed).abs().mean())
     result["gap_before"] = gap(engine, policy, prompts[0], list(first[0].ids))

@@ -203,6 +203,16 @@ def test_a_head_that_does_more_than_multiply_is_refused(tied):
         _check_head(model)
 
 
+def test_layers_that_mix_packed_samples_are_refused(folder, monkeypatch):
+    """As the convolution of a hybrid does, which sees the row and not its samples."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    plain = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: plain(self, x + x.roll(1, 1)))
+    with pytest.raises(InputError, match="the layers of LlamaForCausalLM let packed samples see each other"):
+        make(folder)
+
+
 def test_exported_folder_is_complete(tied, tmp_path):
     policy, tokenizer, _ = make(tied)
     folder = tmp_path / "deep" / "merged"

@@ -268,6 +268,17 @@ def test_trap_02_a_reward_that_does_not_vary_stops_the_run(folder, server, quest
     module = make(folder, url=server.url, ppo={"flat_updates": 3}, reward=lambda episode: {"total": 1.0})
     with pytest.raises(TrainingError, match="for 3 updates the episodes of each question have earned the same, 1 on average"):
         fit(module, questions, tmp_path)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_run_that_has_learnt_all_there_is_ends_well(folder, server, questions, tmp_path, caplog):
+    """After its first update everything is right: three flat updates later it stops of itself and hands its model on."""
+    module = make(folder, url=server.url, ppo={"flat_updates": 3})
+    module.reward = lambda episode: {"total": float(int(module.updates) > 0 or episode.answer != "Zinc")}
+    trainer = fit(module, questions, tmp_path, steps=100)
+    assert (trainer.global_step, int(module.updates)) == (1, 4)
+    assert "for 3 updates the episodes of each question have earned the same, 1 on average now: the run ends" in caplog.text
+    assert (tmp_path / "merged" / "config.json").is_file()
 
 
 def test_the_critic_learns_what_it_is_shown_without_counting_as_steps(folder, server, questions, tmp_path):

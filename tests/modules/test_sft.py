@@ -310,8 +310,18 @@ def test_validation_measures_each_kind_and_sees_all(folder, files, tmp_path):
             total += float(weights.sum())
             chosen = (torch.tensor(sample.kinds)[1:] == KIND_INDEX[SpanKind.THINK]) & (weights > 0)
             right, count = right + int((logits.argmax(-1) == ids[1:])[chosen].sum()), count + int(chosen.sum())
-    assert float(metrics["val/loss"]) == pytest.approx(loss / total, rel=0.01)
-    assert float(metrics["val/accuracy_think"]) == pytest.approx(right / count, abs=0.01)
+    assert float(metrics["val/loss"]) == pytest.approx(loss / total, rel=1e-5)
+    assert float(metrics["val/accuracy_think"]) == pytest.approx(right / count, abs=1e-6)
+
+
+def test_validation_logs_the_kinds_that_there_are_and_starts_anew(folder, files, tmp_path):
+    module, data = make_module(folder, learning_rate=0.0), make_data(files)
+    watch = fit(module, data, tmp_path, max_epochs=2, limit_val_batches=1.0)
+    first = {k: float(v) for k, v in watch.trainer.callback_metrics.items() if k.startswith("val/")}
+    kinds = ("think", "search", "decision", "answer", "end")
+    assert set(first) == {"val/loss", *(f"val/{metric}_{kind}" for kind in kinds for metric in ("loss", "accuracy"))}
+    again = fit(make_module(folder, learning_rate=0.0), make_data(files), tmp_path, limit_val_batches=1.0)
+    assert first == {k: float(v) for k, v in again.trainer.callback_metrics.items() if k.startswith("val/")}
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(folder, files, tmp_path):
