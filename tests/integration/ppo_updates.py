@@ -22,12 +22,11 @@ from project.rewards.answer import AnswerReward  # noqa: E402
 COUNTRIES = ("Peru", "Japan", "Kenya", "Norway")  # `work / "index"` has a passage on each
 
 
-class Brevity(AnswerReward):
-    """Pays short episodes: the untrained model answers nothing, and all its rewards would be 0."""
+class Chance(AnswerReward):
+    """Pays by what was sampled first: the untrained model answers nothing, and its real rewards would all be 0."""
 
     def __call__(self, episode):
-        tokens = sum(len(turn.ids) for turn in episode.turns)
-        return super().__call__(episode) | {"total": 1 - tokens / 100}
+        return super().__call__(episode) | {"total": sum(episode.turns[0].ids) % 97 / 97}
 
 
 class Watch(Callback):
@@ -45,7 +44,7 @@ def main(folder, work):
         model_path=folder,
         index=work / "index",
         limits=EpisodeLimits(max_turns=2, turn_tokens=32),
-        reward=Brevity(),
+        reward=Chance(),
         learning_rate=1e-3,
         ppo=PPOSettings(episodes_per_question=2, minibatch_episodes=8, micro_episodes=4),
     )
