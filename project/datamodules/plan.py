@@ -51,7 +51,7 @@ def pack(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list
             window.append(order[start])
             held += lengths[order[start]]
             start += 1
-        packed = _best_fit([*window], lengths, budget)
+        packed = _best_fit(window, lengths, budget)
         carried = min(packed, key=lambda one: sum(lengths[i] for i in one)) if start < len(order) else []
         bins += [one for one in packed if one is not carried]
     return bins

@@ -2,9 +2,9 @@
 
 Registered with transformers as the implementation `packed`; `Policy` gives it the samples' lengths. Everything else of a
 layer works on the row as it is, so that no token of padding is ever computed. On CUDA in half precision it is PyTorch's
-variable-length flash kernel. Elsewhere each sample is attended to by itself: on CPU two matrix products and a softmax are 1.2-3
-times as fast as PyTorch's flash kernel up to 512 tokens and level with it at 1,024, from where its memory, linear in the
-length, decides (`scripts/benchmarks/attention.py`).
+variable-length flash kernel. Elsewhere each sample is attended to by itself: on CPU two matrix products and a softmax are 2-3
+times as fast as PyTorch's flash kernel up to 512 tokens, 1.2 times at 1,024 and level at 2,048
+(`scripts/benchmarks/attention.py`); from 1,024 on its memory, linear in the length, decides.
 """
 
 from __future__ import annotations

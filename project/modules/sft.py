@@ -66,7 +66,8 @@ class SFT(AdapterCheckpoint, LightningModule):
         # Lightning keeps what the last micro-batch of a step logs: it is the sum over the step so far.
         self._step_loss, self._step_tokens = torch.zeros(()), torch.zeros(())
         names = ["loss", *(f"{metric}_{kind}" for kind in KINDS for metric in ("loss", "accuracy"))]
-        self.validation: Any = nn.ModuleDict({name: MeanMetric() for name in names})
+        # By default torchmetrics leaves NaN out of a mean, and with "disable" 1.9 leaves the weights out: NaN counts as inf.
+        self.validation: Any = nn.ModuleDict({name: MeanMetric(nan_strategy=float("inf")) for name in names})
 
     def configure_model(self) -> None:
         """Load the weights once the strategy is set up."""
@@ -105,9 +106,9 @@ class SFT(AdapterCheckpoint, LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the means over all ranks, of the kinds that there were: each rank reduces each of them, in the same order."""
         for name, metric in self.validation.items():
-            value = metric.compute()
-            if value.isfinite():
-                self.log(f"val/{name}", value)
+            with metric.sync_context():
+                if metric.weight > 0:
+                    self.log(f"val/{name}", metric.mean_value / metric.weight)
             metric.reset()
 
     def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@
 
 Positions x vocabulary x hidden size, bf16, hidden states and table both trained, all weights 1. Each way runs in a process of
 its own; prints one JSON line a shape with seconds (the best of 3) and peak memory over that of the inputs and their gradients:
-anonymous pages on CPU, allocated memory on CUDA. A way that does not fit says so.
+resident pages on CPU, allocated memory on CUDA. A way that does not fit says so.
 """
 
 from __future__ import annotations

@@ -324,6 +324,16 @@ def test_validation_logs_the_kinds_that_there_are_and_starts_anew(folder, files,
     assert first == {k: float(v) for k, v in again.trainer.callback_metrics.items() if k.startswith("val/")}
 
 
+def test_a_validation_loss_that_is_not_a_number_is_not_left_out(folder):
+    module = make_module(folder)
+    logged = {}
+    module.log = lambda name, value: logged.update({name: float(value)})
+    module.validation["loss"].update(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0]))
+    module.validation["loss_think"].update(torch.tensor([2.0, 4.0]))
+    module.on_validation_epoch_end()
+    assert logged == {"val/loss": float("inf"), "val/loss_think": 3}
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_step(folder, files, tmp_path):
     module = make_module(folder, learning_rate=1.0)
     module.configure_model()
