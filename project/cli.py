@@ -15,7 +15,7 @@ from importlib import import_module
 from inspect import signature
 
 from project.errors import InputError, SeekerError
-from project.runtime import prepare_process
+from project.runtime import prepare_process, start_with_tcmalloc
 
 TRAINER_VERBS = {
     "fit": "train a model from --config files",
@@ -56,7 +56,10 @@ def usage() -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run one verb with `args` (the process's own by default) and return the exit status."""
-    args = sys.argv[1:] if args is None else args
+    if args is None:
+        args = sys.argv[1:]
+        if args and args[0] in TRAINER_VERBS:
+            start_with_tcmalloc()
     debug = os.environ.get("SEEKER_DEBUG") == "1"
     try:
         return _dispatch(args)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -27,6 +28,7 @@ _ENVIRONMENT = {
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_LIBRARIES = [f"usr/{folder}/libtcmalloc_minimal.so.4" for folder in ("lib/*-linux-gnu", "lib64", "lib")]
 
 
 def prepare_process() -> None:
@@ -41,14 +43,35 @@ def _keep_freed_memory() -> None:
 
     The price is a heap that grows with the mix of sizes, by half and more over a run; `return_freed_memory` empties it.
     """
-    if sys.platform == "linux" and not any(name.startswith(("MALLOC_", "LD_PRELOAD")) for name in os.environ):
+    if sys.platform == "linux" and not _allocator_chosen():
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # musl has none
             libc.mallopt(_M_TRIM_THRESHOLD, -1)
             libc.mallopt(_M_MMAP_MAX, 0)
 
 
+def _allocator_chosen() -> bool:
+    return any(name.startswith(("MALLOC_", "LD_PRELOAD")) for name in os.environ)
+
+
+def start_with_tcmalloc() -> None:
+    """Start this process over, under the same id, with tcmalloc in place of glibc's malloc, where the system has it.
+
+    glibc cannot give a freed aligned block to a request of the same size, and torch aligns all of its blocks: LoRA steps of
+    1,408 tokens ran at 739 tokens/s in 2.6 GB with tcmalloc, at 614 in 3.7 GB without (`experiments/README.md`). vLLM asks for
+    it on CPUs too. A user who has chosen an allocator keeps it.
+    """
+    library = next((path for folder in _LIBRARIES for path in Path("/").glob(folder)), None)
+    if sys.platform == "linux" and library and not _allocator_chosen():
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"LD_PRELOAD": str(library)})
+
+
 def return_freed_memory() -> None:
-    """Give the pages of freed blocks back to the system, where the C library can."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    """Give the pages of freed blocks back to the system, where the allocator can."""
+    if sys.platform == "linux":
+        process = ctypes.CDLL(None)
+        if hasattr(process, "MallocExtension_ReleaseFreeMemory"):  # tcmalloc's
+            process.MallocExtension_ReleaseFreeMemory()
+        elif hasattr(process, "malloc_trim"):
+            process.malloc_trim(0)

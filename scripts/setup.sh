@@ -95,6 +95,8 @@ if ! up_to_date; then
   conflicts=$(unexpected_conflicts)
   [[ -z $conflicts ]] || say "pip check reports, beyond the three lines that CONTRIBUTING.md explains: $conflicts"
   echo "$key" > .venv/seeker-setup
+  compgen -G '/usr/lib*/*/libtcmalloc_minimal.so.4' >/dev/null || compgen -G '/usr/lib*/libtcmalloc_minimal.so.4' >/dev/null \
+    || say "training is a fifth faster and takes a third less memory with tcmalloc, if you can: apt-get install libtcmalloc-minimal4"
 fi
 
 # Says nothing and downloads nothing when the model is there.

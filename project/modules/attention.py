@@ -2,9 +2,9 @@
 
 Registered with transformers as the implementation `packed`; `Policy` gives it the samples' lengths. Everything else of a
 layer works on the row as it is, so that no token of padding is ever computed. On CUDA in half precision it is PyTorch's
-variable-length flash kernel. Elsewhere each sample is attended to by itself: on CPU two matrix products and a softmax are 2-3
-times as fast as PyTorch's flash kernel up to 512 tokens, 1.2 times at 1,024 and level at 2,048
-(`scripts/benchmarks/attention.py`); from 1,024 on its memory, linear in the length, decides.
+variable-length flash kernel. Elsewhere each sample is attended to by itself: on CPU two matrix products and a softmax are
+faster than PyTorch's flash kernel (`scripts/benchmarks/attention.py`); from 1,024 tokens on its memory, linear in the length,
+decides.
 """
 
 from __future__ import annotations
@@ -71,15 +71,37 @@ def packed_attention(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Return (1, heads, T, D) of one sample."""
-    _, heads, tokens, width = query.shape
-    if tokens >= LONG:
+    if query.shape[2] >= LONG:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-    # The heads that share a key stand below each other: no copy of keys and values.
-    rows = query.reshape(1, key.shape[1], -1, width)
-    scores = (rows @ key.transpose(2, 3) * scale).view(1, heads, tokens, tokens)
-    later = torch.full((tokens, tokens), torch.finfo(scores.dtype).min, dtype=scores.dtype, device=scores.device).triu(1)
-    shares = (scores + later).softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (shares.view(1, key.shape[1], -1, tokens) @ value).view(query.shape)
+    return _Scores.apply(query, key, value, scale)  # type: ignore[no-any-return]
+
+
+class _Scores(torch.autograd.Function):
+    """softmax(q k^T * scale) v under the causal mask, of which backward keeps the shares in the model's dtype.
+
+    The heads that share a key stand below each other, so that keys and values are never copied. PyTorch's softmax sums in
+    float32 whatever its dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # type: ignore[override] # noqa: ANN401
+        _, heads, tokens, width = query.shape
+        rows = query.reshape(1, key.shape[1], -1, width)
+        scores = (rows @ key.transpose(2, 3)).view(1, heads, tokens, tokens).mul_(scale)
+        later = torch.full((tokens, tokens), torch.finfo(scores.dtype).min, dtype=scores.dtype, device=scores.device)
+        shares = scores.add_(later.triu_(1)).softmax(-1).view(1, key.shape[1], -1, tokens)
+        ctx.save_for_backward(rows, key, value, shares)
+        ctx.scale = scale
+        return (shares @ value).view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override] # noqa: ANN401
+        rows, key, value, shares = ctx.saved_tensors
+        slope_rows = slope.reshape(rows.shape)
+        of_shares = slope_rows @ value.transpose(2, 3)
+        of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, shares.dtype).mul_(ctx.scale)
+        of_query = (of_scores @ key).view(slope.shape)
+        return of_query, of_scores.transpose(2, 3) @ rows, shares.transpose(2, 3) @ slope_rows, None
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from project.dialects import DECISION_TOKENS, Dialect, get_dialect
 from project.errors import InputError
 from project.modules import attention
+from project.modules.lean import make_lean
 from project.records import DialectName
 from project.rendering import History, prepare_tokenizer
 from project.tiny_model import TINY_NAME, tiny_model
@@ -109,6 +110,7 @@ class Policy(nn.Module):
         )
         self.model.config.use_cache = False
         _check_head(self.model)
+        make_lean(self.model)
         if new_ids:
             _grow_embeddings(self.model, tokenizer, new_ids)
         if lora is not None:

@@ -36,10 +36,17 @@ def test_each_sample_is_attended_to_as_if_alone(monkeypatch, long):
     assert weights is None
     gradients = torch.autograd.grad(found, inputs, upstream)
     expected = alone(*inputs)
-    # The softmax is in float32 below `LONG`.
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     for gradient, wanted in zip(gradients, torch.autograd.grad(expected, inputs, upstream), strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-12)
+
+
+def test_in_bf16_the_shares_are_rounded_once():
+    """Of rows of 600 equal scores each share is 1 / 600, and their sum in float32: summed in bf16 it would stall at 256."""
+    zeros = torch.zeros(1, 2, 600, 8, dtype=torch.bfloat16, requires_grad=True)
+    value = torch.ones(1, 2, 600, 8, dtype=torch.bfloat16)
+    found, _ = packed_attention(None, zeros, zeros, value, None, lengths=[600])
+    torch.testing.assert_close(found.float(), torch.ones(1, 600, 2, 8), rtol=0, atol=2**-8)
 
 
 def test_no_sample_sees_another():
