@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from project.errors import InputError, SeekerError
 from project.files import read_yaml
+from project.modules.show_batch import ShowBatch
 from project.parser_errors import one_sentence
 from project.tracking.callback import TrackRun
 from project.tracking.logger import SeekerLogger
@@ -92,6 +93,15 @@ def run(args: list[str]) -> SeekerCLI:
 class SeekerCLI(LightningCLI):
     """LightningCLI whose checkpoints never change the config, whose runs have a folder, and which tracks each run."""
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        """Add to `fit` what only its command line has."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--show_batch", type=bool, default=False, help="print the first micro-batch with its weights")
+            help_fresh = "with --ckpt_path last: start afresh where there is no checkpoint yet"
+            parser.add_argument("--allow_fresh", type=bool, default=False, help=help_fresh)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own type
         """Parse `args` without Lightning's warning that the process has arguments of its own."""
         self.config = parser.parse_args(args)
@@ -117,9 +127,13 @@ class SeekerCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
         arguments = self.config_init[self.subcommand]
-        checkpoint = _find_checkpoint(arguments.get("ckpt_path"), self.trainer)
+        checkpoint = _find_checkpoint(arguments.get("ckpt_path"), self.trainer, fresh=bool(arguments.get("allow_fresh")))
         if checkpoint is not None:
             arguments["ckpt_path"] = str(checkpoint)
+        elif arguments.get("allow_fresh"):
+            arguments["ckpt_path"] = None
+        if arguments.get("show_batch"):
+            self.trainer.callbacks.append(ShowBatch())  # type: ignore[attr-defined]
         for logger in self.trainer.loggers:
             if isinstance(logger, SeekerLogger):
                 logger.name_run(folder.name)
@@ -164,8 +178,10 @@ def _logger_argument(logger: Any, name: str) -> str | None:  # noqa: ANN401 - a 
     return str(value) if value is not None else None
 
 
-def _find_checkpoint(ckpt_path: Any, trainer: Trainer) -> Path | None:  # noqa: ANN401 - whatever the config holds
+def _find_checkpoint(ckpt_path: Any, trainer: Trainer, *, fresh: bool) -> Path | None:  # noqa: ANN401 - whatever the config holds
     """Return the checkpoint file that `--ckpt_path` means; None where there is none to load, or Lightning finds it.
+
+    With `fresh` it may be `last` of a folder that has none.
 
     `last` is the file that `save_last` writes, by name: the modification time says nothing about which is further.
     """
@@ -177,9 +193,13 @@ def _find_checkpoint(ckpt_path: Any, trainer: Trainer) -> Path | None:  # noqa: 
         return Path(ckpt_path)
     folders = [str(c.dirpath) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     found = sorted({file for folder in folders for file in Path(folder).glob("last*.ckpt")})
+    if not found and fresh:
+        return None
     if not found:
         where = ", ".join(folders) or "this trainer, which has no ModelCheckpoint"
-        raise InputError(f"--ckpt_path last: there is no last.ckpt in {where}; leave it out to start afresh")
+        raise InputError(
+            f"--ckpt_path last: there is no last.ckpt in {where}; leave it out, or add --allow_fresh true, to start afresh"
+        )
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
         raise InputError(f"--ckpt_path last could be any of {names}; name one of them")

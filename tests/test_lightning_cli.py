@@ -52,6 +52,14 @@ def test_trap_15_last_without_a_checkpoint_is_an_error(tmp_path: Path, capsys: C
     assert "there is no last.ckpt" in capsys.readouterr().err
 
 
+def test_last_without_a_checkpoint_starts_afresh_where_that_is_allowed(tmp_path: Path) -> None:
+    words = ["--trainer.default_root_dir", str(tmp_path / "run"), "--ckpt_path", "last", "--allow_fresh", "true"]
+    first, second = (run(["fit", *BORING, *words, "--trainer.max_epochs", str(epochs)]) for epochs in (1, 2))
+    assert first.trainer.global_step == 2
+    assert second.trainer.global_step == 4
+    assert second.config_init["fit"]["ckpt_path"] == str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

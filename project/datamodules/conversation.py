@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
 
-from project.datamodules.plan import PlannedLoader, draw, groups_of
+from project.datamodules.plan import PlannedLoader, draw
+from project.datamodules.samples import Samples, join, tokenised
 from project.errors import InputError
-from project.files import read_records
-from project.records import Conversation
-from project.rendering import DEFAULT_WEIGHTS, Renderer, Sample
+from project.rendering import DEFAULT_WEIGHTS, Renderer
 
 logger = logging.getLogger(__name__)
 
@@ -23,49 +23,94 @@ class ConversationDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train_file: Path,
+        train_file: Path | dict[str, float],
         validation_file: Path,
         micro_tokens: int = 2048,
         weights: dict[str, float] | None = None,
+        row_weight: str | None = None,
         limit: int | None = None,
         seed: int = 0,
     ) -> None:
         """Take the files and how to batch them.
 
         Args:
-            train_file: conversations (`.jsonl`, `.parquet`; `.gz` too).
+            train_file: conversations (`.jsonl`, `.parquet`; `.gz` too); or a mixture of files, each with how many times an
+                epoch goes through it: 2 shows every conversation twice, 0.25 a quarter of them, drawn by the seed.
             validation_file: conversations that share no group with the training ones.
             micro_tokens: most tokens in one micro-batch, into which conversations are packed whole; an optimizer step is
                 accumulate_grad_batches x ranks of them. A longer conversation is dropped and counted; no label is ever cut off.
-            weights: loss weight per span kind, over the defaults (think 1.5, decision 2, the rest the agent writes 1).
+            weights: loss weight per span kind, over the defaults (think 1.5, decision 2, the rest the agent writes 1). A
+                message's own `weight` in the file multiplies it.
+            row_weight: an SQL expression that multiplies the weights of each training conversation, over its columns `id`,
+                `question`, `group`, `turns`, `answers` and those of `extra_info`: `case when turns > 3 then 2.0 else 1.0 end`.
+                Conversations of weight 0 are left out.
             limit: use only so many training conversations, drawn by the seed.
             seed: of the order of the samples.
         """
         super().__init__()
-        self.data_files = {"train": Path(train_file), "validation": Path(validation_file)}
-        self.micro_tokens, self.limit, self.seed = micro_tokens, limit, seed
+        self.mixture = {Path(name): times for name, times in train_file.items()} if isinstance(train_file, dict) else {}
+        self.mixture = self.mixture or {Path(str(train_file)): 1.0}
+        if limit is not None and len(self.mixture) > 1:
+            raise InputError(f"limit={limit} has no meaning for {len(self.mixture)} files; lower their times in train_file")
+        self.validation_file = Path(validation_file)
+        self.micro_tokens, self.row_weight, self.limit, self.seed = micro_tokens, row_weight, limit, seed
         self.weights: Mapping[str, float] = {**DEFAULT_WEIGHTS, **(weights or {})}
+        _check_numbers("weights", self.weights)
+        _check_numbers("train_file", {str(path): times for path, times in self.mixture.items()})
         self.dropped: dict[str, int] = {}
-        self._samples: dict[str, list[Sample]] = {}
+        self._sets: dict[str, Samples] = {}
         self._train_loader: PlannedLoader | None = None
         self._resume_at: dict[str, Any] = {}
 
-    def setup(self, stage: str) -> None:
-        """Read, check that no group is shared, and render with the renderer of the trainer's module."""
-        del stage
-        if self._samples:
-            return
-        sets = {name: read_records(path, Conversation.from_row) for name, path in self.data_files.items()}
-        check_disjoint(sets["train"], sets["validation"], self.data_files)
-        module = self.trainer.lightning_module if self.trainer else None
-        renderer: Renderer = module.make_renderer(self.weights)  # type: ignore[union-attr,operator]
-        for name, conversations in sets.items():
-            chosen = draw(conversations, self.limit, self.seed) if name == "train" else conversations
-            self._samples[name] = self._render(name, chosen, renderer)
+    @property
+    def data_files(self) -> dict[str, Path]:
+        """The files by what they are for, which tracking logs as the run's datasets."""
+        names = ["train", *(f"train_{number}" for number in range(2, len(self.mixture) + 1))]
+        return dict(zip(names, self.mixture, strict=True)) | {"validation": self.validation_file}
 
-    def _render(self, name: str, conversations: Sequence[Conversation], renderer: Renderer) -> list[Sample]:
-        samples = [sample for conversation in conversations for sample in renderer.samples(conversation)]
-        kept = [sample for sample in samples if len(sample.ids) <= self.micro_tokens]
+    def prepare_data(self) -> None:
+        """Tokenise what is not in the cache, in one process of each machine."""
+        renderer = self._renderer()
+        for path in self.mixture:
+            tokenised(path, renderer, self.row_weight)
+        tokenised(self.validation_file, renderer)
+
+    def setup(self, stage: str) -> None:
+        """Map the samples into memory, check that no group is shared, and draw those of an epoch."""
+        del stage
+        if self._sets:
+            return
+        renderer = self._renderer()
+        train = [tokenised(path, renderer, self.row_weight) for path in self.mixture]
+        validation = tokenised(self.validation_file, renderer)
+        check_disjoint(train, validation, self.data_files)
+        mixed = join([self._times(part, times) for part, times in zip(train, self.mixture.values(), strict=True)])
+        self._pad_id = int(renderer.tokenizer.pad_token_id)
+        self._sets = {
+            "train": self._fitting("train", self._drawn(mixed)),
+            "validation": self._fitting("validation", validation),
+        }
+
+    def _renderer(self) -> Renderer:
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        return module.make_renderer(self.weights)  # type: ignore[no-any-return]
+
+    def _times(self, part: Samples, times: float) -> Samples:
+        """Return a part as often as the mixture asks."""
+        whole = list(range(len(part))) * int(times)
+        return part.take([*whole, *draw(range(len(part)), round(times % 1 * len(part)), self.seed)]) if times != 1 else part
+
+    def _drawn(self, samples: Samples) -> Samples:
+        if self.limit is None:
+            return samples
+        by_conversation: dict[int, list[int]] = {}
+        for index, number in enumerate(samples.column("conversation")):
+            by_conversation.setdefault(number, []).append(index)
+        drawn = draw(list(by_conversation), self.limit, self.seed)
+        return samples.take([index for number in drawn for index in by_conversation[number]])
+
+    def _fitting(self, name: str, samples: Samples) -> Samples:
+        kept = [index for index, tokens in enumerate(samples.column("tokens")) if tokens <= self.micro_tokens]
         self.dropped[name] = len(samples) - len(kept)
         if not kept:
             raise InputError(
@@ -75,8 +120,7 @@ class ConversationDataModule(LightningDataModule):
             logger.warning(
                 "dropped %d of %d %s samples over %d tokens", self.dropped[name], len(samples), name, self.micro_tokens
             )
-        self._pad_id = int(renderer.tokenizer.pad_token_id)
-        return kept
+        return samples.take(kept)
 
     def train_dataloader(self) -> PlannedLoader:
         """Return this rank's planned micro-batches."""
@@ -84,7 +128,7 @@ class ConversationDataModule(LightningDataModule):
         if self.trainer:
             accumulate = self.trainer.accumulate_grad_batches
             rank, world = self.trainer.global_rank, self.trainer.world_size
-        samples = self._samples["train"]
+        samples = self._sets["train"]
         loader = PlannedLoader(samples, self._pad_id, self.micro_tokens, accumulate, self.seed, rank, world)
         if self._resume_at:
             loader.load_state_dict(self._resume_at)
@@ -104,15 +148,27 @@ class ConversationDataModule(LightningDataModule):
     def val_dataloader(self) -> PlannedLoader:
         """Return the validation samples, all ranks the same number of batches."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return PlannedLoader(self._samples["validation"], self._pad_id, self.micro_tokens, 1, self.seed, rank, world, False)
+        return PlannedLoader(self._sets["validation"], self._pad_id, self.micro_tokens, 1, self.seed, rank, world, False)
 
 
-def check_disjoint(train: Sequence[Conversation], held_out: Sequence[Conversation], files: Mapping[str, Path]) -> None:
+def _check_numbers(name: str, values: Mapping[str, float]) -> None:
+    for key, value in values.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name}.{key}={value} must be a finite number from 0")
+    if not any(values.values()):
+        raise InputError(f"{name} are all 0; nothing would be trained")
+
+
+def check_disjoint(train: list[Samples], held_out: Samples, files: Mapping[str, Path]) -> None:
     """Raise `InputError` where two sets are one file or share a group or, without groups, an id."""
     paths = [path.resolve() for path in files.values()]
     if len(set(paths)) < len(paths):
-        raise InputError(f"training and validation are the same file {paths[0]}; give two that share no question")
-    shared = {g for c in train for g in groups_of(c)} & {g for c in held_out for g in groups_of(c)}
+        raise InputError(f"two of the files are the same, {max(paths, key=paths.count)}; give files that share no question")
+
+    def groups(samples: Samples) -> set[str]:
+        return {part for group in samples.column("group") for part in group.split("|")}
+
+    shared = set().union(*(groups(part) for part in train)) & groups(held_out)
     if shared:
         raise InputError(
             f"{len(shared)} groups are in both training and validation, for example '{min(shared)}'; split by group"

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from project.datamodules.samples import Samples
 from project.errors import InputError
 from project.records import Conversation, Question
 from project.rendering import Sample
@@ -115,7 +116,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Any]:
 
     Returns:
         `input_ids` and `kinds` (T,) int64, `weights` (T,) float32, in which each sample's first token, which nothing
-        predicts, weighs 0; `lengths`, the tokens of each sample, and `tokens`, their sum without padding.
+        predicts, weighs 0; `lengths`, the tokens of each sample, `tokens`, their sum without padding, and `names`, their ids.
     """
     rows = samples or [Sample("", [pad_id, pad_id], [0, 0], [0.0, 0.0])]
     return {
@@ -124,12 +125,8 @@ def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Any]:
         "weights": torch.tensor([w for row in rows for w in (0.0, *row.weights[1:])], dtype=torch.float32),
         "lengths": [len(row.ids) for row in rows],
         "tokens": sum(len(sample.ids) for sample in samples),
+        "names": [sample.id for sample in samples],
     }
-
-
-def shifted_weight(sample: Sample) -> float:
-    """Return the sum of a sample's weights that labels can have: the first token is never predicted."""
-    return sum(sample.weights[1:])
 
 
 @dataclass
@@ -139,7 +136,7 @@ class PlannedLoader:
     A micro-batch holds what `collate` returns and `step_weight`, the total weight of its optimizer step over all ranks.
     """
 
-    samples: Sequence[Sample]
+    samples: Samples
     pad_id: int
     micro_tokens: int
     accumulate: int = 1
@@ -154,8 +151,17 @@ class PlannedLoader:
 
     def __post_init__(self) -> None:
         """Plan the first epoch, which has as many steps as every other."""
-        self._lengths = [len(sample.ids) for sample in self.samples]
-        self._steps = len(self._plan(0))
+        self._lengths: list[int] = self.samples.column("tokens")
+        self._totals: list[float] = self.samples.column("total")
+        plan = self._plan(0)
+        self._steps = len(plan)
+        bins = sum(bool(share) for step in plan for micro in step for share in micro)
+        parts = self.accumulate * self.world
+        if self.is_training and bins < parts:
+            raise InputError(
+                f"the {len(self.samples)} training samples fill {bins} micro-batches of {self.micro_tokens} tokens, fewer than "
+                f"the {parts} of one optimizer step; lower trainer.accumulate_grad_batches or data.micro_tokens"
+            )
 
     def __len__(self) -> int:
         return self._steps * self.accumulate
@@ -168,7 +174,7 @@ class PlannedLoader:
         plan = self._plan(self.epoch)
         for number in range(self.position, len(self)):
             step, micro = divmod(number, self.accumulate)
-            weight = sum(shifted_weight(self.samples[i]) for micros in plan[step] for share in micros for i in share)
+            weight = sum(self._totals[i] for micros in plan[step] for share in micros for i in share)
             self.position = number + 1
             yield {**collate([self.samples[i] for i in plan[step][micro][self.rank]], self.pad_id), "step_weight": weight}
         self.epoch, self.position = self.epoch + 1, 0
@@ -195,5 +201,5 @@ class PlannedLoader:
         self.epoch, self.position = state["epoch"], state["position"]
 
     def _digest(self) -> str:
-        held = (self._lengths, self.micro_tokens, self.accumulate, self.seed, self.world)
+        held = (self.samples.key, self.micro_tokens, self.accumulate, self.seed, self.world)
         return hashlib.sha256(repr(held).encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """Checkpoints of a model with a frozen base: they leave the base out and pin it, a folder by digest and a hub id by name.
 
-They also pin what a resumed optimizer would silently keep: its learning rate and weight decay.
+They also pin what a resumed optimizer would silently keep, its learning rate and weight decay, and hold the state of every
+rank's random numbers. All they hold are plain types and tensors: `torch.load(…, weights_only=True)` reads them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from project.errors import InputError
@@ -16,6 +18,7 @@ from project.files import file_digest
 
 BASE_DIGEST = "seeker_base"
 OPTIMIZER_SETTINGS = "seeker_optimizer"
+RANDOM_STATES = "seeker_random"
 OF_OPTIMIZER = ("learning_rate", "critic_learning_rate", "weight_decay")
 
 
@@ -24,6 +27,8 @@ class AdapterCheckpoint:
 
     model_path: str
     _base: str = ""
+    _random: dict[str, Any] | None = None
+    """Read from a checkpoint, and not yet set."""
 
     def pin_base(self) -> None:
         """Note which base is loaded; call it where the weights are read, as the folder may be written anew later."""
@@ -32,8 +37,10 @@ class AdapterCheckpoint:
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen base out, and note which it was."""
         frozen = frozen_state(self)  # type: ignore[arg-type]
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: value for name, value in state if not _belongs(name, frozen)}
         checkpoint[OPTIMIZER_SETTINGS] = self._optimizer_settings()
+        checkpoint[RANDOM_STATES] = of_all_ranks(random_state())
         if frozen:
             checkpoint[BASE_DIGEST] = self._base
 
@@ -59,6 +66,16 @@ class AdapterCheckpoint:
                 f"{self._base}; give the base it was trained on, or train anew without --ckpt_path"
             )
         checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}  # type: ignore[arg-type]
+        states = checkpoint.get(RANDOM_STATES, [])
+        rank = trainer.global_rank if trainer is not None else 0
+        self._random = states[rank] if fitting and rank < len(states) else None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 - Lightning's hook
+        """Set the checkpoint's random numbers: what runs before, the loader's start above all, may draw some."""
+        del batch, batch_idx
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
 
     def _optimizer_settings(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in OF_OPTIMIZER if hasattr(self, name)}
@@ -68,6 +85,57 @@ def frozen_state(module: nn.Module) -> dict[str, Tensor]:
     """Return the entries of a module's state that training leaves alone: checkpoints need not hold what `model_path` holds."""
     state = module.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, nn.Parameter) and not value.requires_grad}
+
+
+def _belongs(name: str, frozen: dict[str, Tensor]) -> bool:
+    """Return whether an entry is a frozen weight, or says what a quantised one stands for (`….weight.absmax`)."""
+    owner, _, _ = name.partition(".weight.")
+    return name in frozen or f"{owner}.weight" in frozen
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of this process's random numbers, of Python, NumPy and PyTorch, as tensors and plain types."""
+    import random
+
+    import numpy as np
+
+    version, words, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state()
+    name, keys, *rest = numpy_state
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [
+            str(name),
+            torch.from_numpy(keys.astype("int64")),
+            *(float(x) if isinstance(x, float) else int(x) for x in rest),
+        ],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    import random
+
+    import numpy as np
+
+    version, words, gauss = state["python"]
+    name, keys, *rest = state["numpy"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state((name, keys.numpy().astype("uint32"), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+def of_all_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every rank's state, in order; all ranks must call it."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, state)
+    return states
 
 
 def base_digest(model_path: str) -> str:

@@ -80,10 +80,12 @@ def _lean_forward(module: nn.Module) -> MethodType | None:
     parts: Any = module
     names = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_children())}
     if hasattr(module, "variance_epsilon") and names == {"weight"}:
-        forward, weight = MethodType(_norm, module), parts.weight
+        forward, width, dtype, device = MethodType(_norm, module), len(parts.weight), parts.weight.dtype, parts.weight.device
     elif names == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-        forward, weight = MethodType(_mlp, module), parts.gate_proj.weight
+        weight = parts.gate_proj.weight
+        forward, width, device = MethodType(_mlp, module), parts.gate_proj.in_features, weight.device
+        dtype = weight.dtype if weight.is_floating_point() else parts.gate_proj.compute_dtype  # of a 4-bit layer
     else:
         return None
-    x = torch.randn(4, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     return forward if torch.equal(module(x), forward(x)) else None

@@ -32,11 +32,16 @@ SETTINGS_FILE = "seeker.json"
 
 @dataclass(frozen=True)
 class LoRA:
-    """A LoRA adapter (Hu et al. 2021) on all linear layers but the head."""
+    """A LoRA adapter (Hu et al. 2021) on all linear layers but the head.
+
+    With `bits: 4` those layers are held in NF4 with double quantisation (QLoRA, Dettmers et al. 2023) and computed in the
+    policy's precision; the exported folder is plain, of what they stand for.
+    """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
+    bits: Literal[4] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,15 +105,26 @@ class Policy(nn.Module):
         new_ids: Sequence[int],
         lora: LoRA | None,
         precision: Precision = "bfloat16",
+        gradient_checkpointing: bool = False,
     ) -> None:
-        """Load the model, grow its embedding for new tokens, and put a fresh adapter on it where `lora` is given."""
+        """Load the model, grow its embedding for new tokens, and put a fresh adapter on it where `lora` is given.
+
+        With `gradient_checkpointing` backward computes each layer a second time and keeps what goes into it only.
+        """
         from transformers import AutoModelForCausalLM
 
         super().__init__()
+        dtype = getattr(torch, precision)
+        quantised = {"quantization_config": _nf4(dtype)} if lora is not None and lora.bits else {}
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=getattr(torch, precision), attn_implementation=attention.register()
+            model_path, dtype=dtype, attn_implementation=attention.register(), **quantised
         )
         self.model.config.use_cache = False
+        for module in self.model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' own form for CPUs has no gradient
+                module.support_avx512bf16_for_cpu = False
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         _check_head(self.model)
         make_lean(self.model)
         if new_ids:
@@ -180,6 +196,14 @@ class Policy(nn.Module):
         yield from _merged(self.model)
 
 
+def _nf4(dtype: torch.dtype) -> Any:  # noqa: ANN401
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
 def _check_head(model: Any) -> None:  # noqa: ANN401
     """Refuse a model whose logits are more than hidden states times a table: losses make them themselves."""
     config = model.config.get_text_config()
@@ -231,16 +255,16 @@ def _token_tables(model: Any) -> list[str]:  # noqa: ANN401
 
 def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
     """Merge layer by layer without touching the model (PEFT's `merge_adapter` would round the base in place)."""
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
     base = model.get_base_model()
     done: set[str] = set()
     for name, module in base.named_modules():
-        if isinstance(module, Linear):
-            weight: Tensor = module.get_base_layer().weight  # type: ignore[assignment]
+        if isinstance(module, LoraLayer):
+            weight = _plain(module.get_base_layer().weight, base.dtype)  # type: ignore[arg-type]
             with torch.autocast(weight.device.type, enabled=False):  # which would multiply the factors in bf16
-                delta = module.get_delta_weight("default").float()
+                delta = module.get_delta_weight("default").float()  # type: ignore[attr-defined]
             yield f"{name}.weight", (weight.float() + delta).to(weight.dtype)
             bias = getattr(module.get_base_layer(), "bias", None)
             if bias is not None:
@@ -256,12 +280,23 @@ def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
             yield name, tensor
 
 
+def _plain(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight matrix, or what a 4-bit one stands for."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, state).to(dtype)
+
+
 def _is_tied_head(base: Any, name: str) -> bool:  # noqa: ANN401
     return name.startswith("lm_head.") and bool(base.config.tie_word_embeddings)
 
 
 def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folder: Path) -> Path:  # noqa: ANN401
     """Write a plain model folder: merged weights, tokenizer with template, settings. A new folder is swapped in whole."""
+    import copy
     import shutil
     import tempfile
 
@@ -273,8 +308,11 @@ def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folde
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as scratch:
         partial, old = Path(scratch) / "new", Path(scratch) / "old"
         base = policy.causal_lm
+        config = copy.deepcopy(base.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(base.config, dtype=base.dtype)
+            plain = AutoModelForCausalLM.from_config(config, dtype=base.dtype)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.merged_weights()}
         plain.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)

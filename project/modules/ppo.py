@@ -24,6 +24,7 @@ from project.errors import EngineError, InputError, TrainingError
 from project.losses import chunked_logprobs, explained_variance, k1_kl, ppo_policy_loss, value_loss
 from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.agent import SearchAgent
+from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.sft import check_finite
 from project.records import Episode, Question
@@ -161,11 +162,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """AdamW for the policy, whose steps `global_step` counts (trap 15), and one for the critic."""
         assert self.policy is not None
         assert self.critic is not None
-        policy = [p for p in self.policy.parameters() if p.requires_grad]
-        return [
-            torch.optim.AdamW(policy, self.learning_rate, weight_decay=0.0),
-            torch.optim.AdamW(self.critic.parameters(), self.critic_learning_rate, weight_decay=0.0),
-        ]
+        return [make_optimizer(self.policy, self.learning_rate), make_optimizer(self.critic, self.critic_learning_rate)]
 
     def on_fit_start(self) -> None:
         """Start the engine inside Lightning's process group."""

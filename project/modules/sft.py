@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -16,6 +16,7 @@ from project.datamodules.plan import MicroBatch
 from project.errors import TrainingError
 from project.losses import weighted_cross_entropy
 from project.modules.adapter_checkpoint import AdapterCheckpoint
+from project.modules.optimization import OptimizerName, make_optimizer, warmup_cosine
 from project.modules.policy import (
     AgentSettings,
     LoRA,
@@ -25,8 +26,20 @@ from project.modules.policy import (
     load_tokenizer,
     resolve_model_path,
 )
-from project.modules.schedule import warmup_cosine
 from project.rendering import KINDS, Renderer
+
+SHOWN = 8
+"""Samples that an error names."""
+
+
+class StepPart(NamedTuple):
+    """What a micro-batch adds to its optimizer step."""
+
+    loss: Tensor
+    """Its share of the step's loss, detached."""
+    tokens: int
+    names: list[str]
+    """Its samples."""
 
 
 class SFT(AdapterCheckpoint, LightningModule):
@@ -38,9 +51,11 @@ class SFT(AdapterCheckpoint, LightningModule):
         settings: AgentSettings = AgentSettings(),  # noqa: B008 - frozen
         lora: LoRA | None = LoRA(),  # noqa: B008 - frozen
         precision: Precision = "bfloat16",
+        gradient_checkpointing: bool = False,
         learning_rate: float = 1e-3,
         warmup_share: float = 0.05,
         weight_decay: float = 0.0,
+        optimizer: OptimizerName = "adamw",
         export_dir: Path | None = None,
     ) -> None:
         """Take what to train and how.
@@ -50,21 +65,24 @@ class SFT(AdapterCheckpoint, LightningModule):
             settings: dialect and history, stored beside the exported weights.
             lora: the adapter; null trains all weights.
             precision: dtype of the base weights; adapters are float32.
+            gradient_checkpointing: compute each layer twice and keep less of it: a third more time, far less memory.
             learning_rate: peak of AdamW, after warm-up; then cosine to 0.
             warmup_share: share of all steps spent warming up.
-            weight_decay: of AdamW.
+            weight_decay: of AdamW, for matrices; norms and biases do not decay.
+            optimizer: `adamw`, or `adamw_8bit` on a GPU.
             export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
         """
         super().__init__()
         self.model_path = resolve_model_path(model_path)
         self.settings, self.lora, self.precision_name = settings, lora, precision
         self.learning_rate, self.warmup_share, self.weight_decay = learning_rate, warmup_share, weight_decay
-        self.export_dir = export_dir
+        self.gradient_checkpointing = gradient_checkpointing
+        self.export_dir, self.optimizer_name = export_dir, optimizer
         self.dialect = settings.make_dialect()
         self.tokenizer, self._new_ids = load_tokenizer(self.model_path, self.dialect)
         self.policy: Policy | None = None
         # Lightning keeps what the last micro-batch of a step logs: it is the sum over the step so far.
-        self._step_loss, self._step_tokens = torch.zeros(()), torch.zeros(())
+        self._step: list[StepPart] = []
         names = ["loss", *(f"{metric}_{kind}" for kind in KINDS for metric in ("loss", "accuracy"))]
         # By default torchmetrics leaves NaN out of a mean, and with "disable" 1.9 leaves the weights out: NaN counts as inf.
         self.validation: Any = nn.ModuleDict({name: MeanMetric(nan_strategy=float("inf")) for name in names})
@@ -73,7 +91,9 @@ class SFT(AdapterCheckpoint, LightningModule):
         """Load the weights once the strategy is set up."""
         if self.policy is None:
             self.pin_base()
-            self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name)
+            self.policy = Policy(
+                self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name, self.gradient_checkpointing
+            )
 
     def make_renderer(self, weights: Mapping[str, float]) -> Renderer:
         """Return the renderer that the datamodule tokenises with."""
@@ -83,9 +103,9 @@ class SFT(AdapterCheckpoint, LightningModule):
         """Return the micro-batch's share of the step's loss, scaled so that Lightning's averages cancel."""
         del batch_idx
         loss, *_ = self._loss(batch)
-        self._step_loss = self._step_loss + loss.detach() / batch["step_weight"]
-        self._step_tokens = self._step_tokens + float(batch["tokens"])
-        for name, total in {"train/loss": self._step_loss, "train/tokens": self._step_tokens}.items():
+        self._step.append(StepPart(loss.detach() / batch["step_weight"], batch["tokens"], batch["names"]))
+        sums = {"train/loss": sum(p.loss for p in self._step), "train/tokens": float(sum(p.tokens for p in self._step))}
+        for name, total in sums.items():
             self.log(name, total, on_step=True, reduce_fx="sum", sync_dist=self.trainer.world_size > 1)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         scale: float = parts / batch["step_weight"]
@@ -120,15 +140,14 @@ class SFT(AdapterCheckpoint, LightningModule):
         return weighted_cross_entropy(hidden[trained], self.policy.head_weight(), labels[trained], weights[trained])
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401 - Lightning's hook
-        """Stop before a step with a non-finite gradient, on all ranks together; the next step's sums start at 0."""
+        """Stop before a step with a non-finite gradient, on all ranks together, and name the samples."""
         del optimizer
-        check_finite(self)
-        self._step_loss, self._step_tokens = torch.zeros(()), torch.zeros(())
+        check_finite(self, suspects(self._step))
+        self._step.clear()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over the run's optimizer steps."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = make_optimizer(self, self.learning_rate, self.weight_decay, self.optimizer_name)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.warmup_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -141,10 +160,20 @@ class SFT(AdapterCheckpoint, LightningModule):
             export_merged(self.policy, self.tokenizer, self.settings, folder)
 
 
-def check_finite(module: LightningModule) -> None:
-    """Raise `TrainingError` on every rank where any rank holds a non-finite gradient."""
+def suspects(step: Sequence[StepPart]) -> list[str]:
+    """Return the samples of the micro-batches whose loss is not finite, or of all where each of them is."""
+    odd = [part for part in step if not part.loss.isfinite()]
+    return [name for part in odd or step for name in part.names]
+
+
+def check_finite(module: LightningModule, samples: Sequence[str] = ()) -> None:
+    """Raise `TrainingError` on every rank where any rank holds a non-finite gradient; each names its own samples."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     finite = torch.stack([g.isfinite().all() for g in gradients]).all() if gradients else torch.tensor(True)
     flag = module.trainer.strategy.reduce((~finite).float().to(module.device), reduce_op="sum")
     if float(flag) > 0:
-        raise TrainingError(f"the gradient is not finite at step {module.global_step}; lower the learning rate or clip it")
+        rest = f" and {len(samples) - SHOWN} more" if len(samples) > SHOWN else ""
+        which = f" (samples {', '.join(samples[:SHOWN])}{rest})" if samples else ""
+        raise TrainingError(
+            f"the gradient is not finite at step {module.global_step}{which}; lower the learning rate or clip it"
+        )

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import byte_tokenizer
 
-from project.datamodules.conversation import ConversationDataModule, check_disjoint
-from project.datamodules.plan import shifted_weight
+from project.datamodules.conversation import ConversationDataModule
 from project.dialects import Action, get_dialect
 from project.errors import InputError
 from project.files import write_rows
@@ -34,10 +33,10 @@ def write(path, conversations):
     return path
 
 
-def make(tmp_path, train=None, held_out=None, accumulate=1, rank=0, world=1, **changes) -> ConversationDataModule:
+def make(tmp_path, train=None, held_out=None, accumulate=1, rank=0, world=1, mixture=None, **changes) -> ConversationDataModule:
     train = write(tmp_path / "train.jsonl", train or [conversation(i) for i in range(10)])
     held_out = write(tmp_path / "validation.jsonl", held_out or [conversation(i) for i in range(10, 13)])
-    data = ConversationDataModule(train, held_out, **({"micro_tokens": 400} | changes))
+    data = ConversationDataModule(mixture or train, held_out, **({"micro_tokens": 400} | changes))
     data.trainer = SimpleNamespace(
         lightning_module=Module(), accumulate_grad_batches=accumulate, global_rank=rank, world_size=world
     )
@@ -67,13 +66,13 @@ def test_trap_13_train_and_validation_are_not_one_file(tmp_path):
     path = write(tmp_path / "one.jsonl", [conversation(0)])
     (tmp_path / "link.jsonl").symlink_to(path)
     data = make(tmp_path)
-    data.data_files = {"train": path, "validation": tmp_path / "link.jsonl"}
-    with pytest.raises(InputError, match="the same file"):
+    data.mixture, data.validation_file = {path: 1.0}, tmp_path / "link.jsonl"
+    with pytest.raises(InputError, match="two of the files are the same"):
         data.setup("fit")
 
 
-def test_different_groups_pass():
-    check_disjoint([conversation(0, "a|b")], [conversation(0, "c")], {})
+def test_different_groups_pass(tmp_path):
+    ready(tmp_path, [conversation(0, "a|b")], [conversation(0, "c")])
 
 
 def test_trap_03_no_label_is_cut_off(tmp_path, caplog):
@@ -114,11 +113,11 @@ def test_limit_draws_training_conversations_only(tmp_path):
 
 
 def test_ranks_share_a_step_and_its_weight(tmp_path):
-    loaders = [ready(tmp_path, accumulate=2, rank=r, world=2).train_dataloader() for r in (0, 1)]
+    loaders = [ready(tmp_path, accumulate=2, rank=r, world=2, micro_tokens=200).train_dataloader() for r in (0, 1)]
     first, second = (list(loader) for loader in loaders)
     assert len(first) == len(second)
     assert [b["step_weight"] for b in first] == [b["step_weight"] for b in second]
-    total = sum(shifted_weight(s) for s in loaders[0].samples)
+    total = sum(loaders[0].samples.column("total"))
     assert sum(b["step_weight"] for b in first[::2]) == pytest.approx(total)
 
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from project.datamodules.plan import PlannedLoader, collate, pack, plan_epoch, shifted_weight
+from project.datamodules.plan import PlannedLoader, collate, pack, plan_epoch
+from project.datamodules.samples import Samples
 from project.errors import InputError
 from project.rendering import Sample
 
@@ -89,7 +90,7 @@ def make(index: int, length: int) -> Sample:
     return Sample(str(index), [index] * length, [0] * length, [0.0] + [float(index + 1)] * (length - 1))
 
 
-SAMPLES = [make(i, 2 + i % 5) for i in range(11)]
+SAMPLES = Samples.of([make(i, 2 + i % 5) for i in range(11)])
 
 
 def loader(**changes) -> PlannedLoader:
@@ -108,12 +109,13 @@ def test_collate_by_hand():
         "weights": [0.0, 1.5, 0.0, 2.0, 0.0],  # nothing predicts a first token, least of all the sample before
         "lengths": [2, 3],
         "tokens": 5,
+        "names": ["a", "b"],
     }
 
 
 def test_the_first_token_has_no_share_in_the_weight():
     # Nothing predicts the first token: 2 + 3, not 1 + 2 + 3.
-    assert shifted_weight(Sample("a", [1, 2, 3], [0, 0, 0], [1.0, 2.0, 3.0])) == 5
+    assert Samples.of([Sample("a", [1, 2, 3], [0, 0, 0], [1.0, 2.0, 3.0])]).column("total") == [5]
 
 
 @pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (4, 1), (2, 2)])

@@ -272,3 +272,44 @@ def test_a_missing_model_folder_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         resolve_model_path(tmp_path / "none")
     assert resolve_model_path("org/name") == "org/name"
+
+
+def test_qlora_holds_four_bits_and_exports_what_they_stand_for(untied, tmp_path):
+    lora = LoRA(4, 8.0, bits=4)
+    policy, tokenizer, _ = make(untied, lora)
+    shaken(policy)
+    packed = {n: p for n, p in policy.named_parameters() if p.dtype is torch.uint8}
+    assert len(packed) == 14  # seven layers in each of two blocks
+    assert (
+        sum(p.numel() for p in packed.values())
+        == sum(p.numel() for p in make(untied, None)[0].causal_lm.model.layers.parameters() if p.ndim == 2) / 2
+    )
+    assert not torch.allclose(logits(policy), logits(shaken(make(untied)[0])), atol=1e-3)  # rounded to 16 levels
+    export_merged(policy, tokenizer, SETTINGS, tmp_path / "merged")
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    torch.testing.assert_close(loaded_logits(tmp_path / "merged"), logits(policy), rtol=0, atol=1e-4)
+
+
+def test_qlora_trains_through_its_four_bits(untied):
+    """Its gradients are LoRA's over the weights that the four bits stand for; evaluation in between changes nothing."""
+    packed, plain = (make(untied, lora)[0] for lora in (LoRA(4, 8.0, bits=4), LORA))
+    with torch.no_grad():
+        merged = dict(packed.merged_weights())
+        for name, weight in plain.causal_lm.state_dict(keep_vars=True).items():
+            key = name.replace(".base_layer", "")
+            if key in merged and not weight.requires_grad:
+                weight.copy_(merged[key])
+    trained = [{n: p for n, p in policy.named_parameters() if p.requires_grad} for policy in (packed, plain)]
+    with torch.no_grad():
+        for name, parameter in trained[1].items():
+            parameter.copy_(trained[0][name])
+    packed.eval()
+    logits(packed)
+    packed.train()
+    gradients = []
+    for policy, parameters in zip((packed, plain), trained, strict=True):
+        hidden = policy(IDS[0], [IDS.shape[1]])
+        loss = torch.nn.functional.cross_entropy(hidden[:-1] @ policy.head_weight().T, IDS[0, 1:])
+        gradients.append(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)

@@ -1,7 +1,9 @@
 """Supervised fine-tuning of the tiny model: gradients against ones made by hand, however the step is cut; resume; export."""
 
+import random
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from lightning import Callback, Trainer
@@ -15,9 +17,10 @@ from project.datamodules.plan import PlannedLoader, collate, plan_epoch
 from project.dialects import Action, get_dialect
 from project.errors import TrainingError
 from project.files import write_rows
+from project.modules.optimization import warmup_cosine
 from project.modules.policy import AgentSettings, LoRA
-from project.modules.schedule import warmup_cosine
-from project.modules.sft import SFT
+from project.modules.sft import SFT, StepPart, check_finite, suspects
+from project.modules.show_batch import ShowBatch
 from project.records import Conversation, Document, Message
 from project.rendering import KIND_INDEX, Sample, SpanKind
 
@@ -276,12 +279,12 @@ def test_each_epoch_trains_every_sample_once(folder, files, tmp_path):
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("stop", [2, 4])
-def test_a_resumed_run_ends_with_the_same_parameters(folder, files, tmp_path, stop):
+@pytest.mark.parametrize(("stop", "bits"), [(2, None), (4, None), (2, 4)], ids=["inside", "at the end", "qlora"])
+def test_a_resumed_run_ends_with_the_same_parameters(folder, files, tmp_path, stop, bits):
     """4 steps an epoch: a stop inside an epoch and one at its end."""
 
     def run(name, ckpt_path=None, save=False):
-        module = make_module(folder, LoRA(4, 8.0), learning_rate=1e-2)
+        module = make_module(folder, LoRA(4, 8.0, bits=bits), learning_rate=1e-2)
         saving = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1) if save else None
         data = make_data(files)
         callbacks = [saving] if saving else []
@@ -292,6 +295,8 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, files, tmp_path, st
     resumed, found = run("resumed", str(tmp_path / "whole" / f"step={stop}.ckpt"))
     assert resumed.batches == whole.batches[stop:]
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    held = torch.load(tmp_path / "whole" / f"step={stop}.ckpt", weights_only=True)["state_dict"]
+    assert not [name for name in held if "base_layer" in name]
 
 
 def test_validation_measures_each_kind_and_sees_all(folder, files, tmp_path):
@@ -339,9 +344,87 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(folder, files, tmp_
     module.configure_model()
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
     module.policy.model.model.norm.register_full_backward_hook(lambda m, i, o: (torch.full_like(i[0], float("nan")),))
-    with pytest.raises(TrainingError, match="not finite at step 0"):
+    with pytest.raises(TrainingError, match=r"not finite at step 0 \(samples c\d.*\); lower the learning rate"):
         fit(module, make_data(files), tmp_path)
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
+
+
+def test_the_samples_whose_loss_is_not_finite_are_named(folder, files, tmp_path):
+    """Three micro-batches make a step; the one that holds sample c4 is bad, and its samples are named, no other."""
+    module, told = make_module(folder), {}
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if "c4" in batch["names"]:
+                told["bad"] = batch["names"]
+                batch["weights"][-1] = float("inf")
+
+    with pytest.raises(TrainingError) as caught:
+        fit(module, make_data(files), tmp_path, accumulate=3, callbacks=[Spoil()])
+    assert f"(samples {', '.join(told['bad'])});" in str(caught.value)
+
+
+def test_many_samples_are_counted():
+    parts = [StepPart(torch.tensor(1.0), 3, [f"c{i}" for i in range(20)])]
+    assert suspects(parts) == [f"c{i}" for i in range(20)]
+    module = SimpleNamespace(
+        parameters=lambda: [SimpleNamespace(grad=torch.tensor([float("nan")]))],
+        trainer=SimpleNamespace(strategy=SimpleNamespace(reduce=lambda flag, reduce_op: flag)),
+        device=torch.device("cpu"),
+        global_step=4,
+    )
+    with pytest.raises(TrainingError, match=r"at step 4 .samples c0, c1, c2, c3, c4, c5, c6, c7 and 12 more.; lower"):
+        check_finite(module, suspects(parts))
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_gradient(folder, files, tmp_path):
+    plain = fit(make_module(folder), make_data(files), tmp_path / "plain", max_steps=1, max_epochs=-1)
+    module = make_module(folder, gradient_checkpointing=True)
+    again = fit(module, make_data(files), tmp_path / "again", max_steps=1, max_epochs=-1)
+    assert any(getattr(layer, "gradient_checkpointing", False) for layer in module.policy.model.modules())
+    for name, gradient in plain.gradients[0].items():
+        torch.testing.assert_close(again.gradients[0][name], gradient, rtol=0, atol=0)
+
+
+def test_checkpoints_hold_plain_types_and_the_random_numbers(folder, files, tmp_path):
+    """A resumed run draws what the whole one would have drawn, whatever was drawn before its first batch."""
+
+    class Draw(Callback):
+        def __init__(self, waste):
+            self.waste, self.drawn = waste, []
+
+        def on_train_start(self, trainer, pl_module):
+            if self.waste:
+                for draw in (random.random, numpy.random.rand, torch.rand):
+                    draw(*([3] if draw is torch.rand else []))
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.drawn.append((random.random(), numpy.random.rand(), float(torch.rand(()))))
+
+    def run(name, waste=False, ckpt_path=None):
+        saving = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
+        draw = Draw(waste)  # before the checkpoint is saved
+        module = make_module(folder, LoRA(4, 8.0))
+        fit(module, make_data(files), tmp_path / name, callbacks=[draw, saving], ckpt_path=ckpt_path)
+        return draw.drawn
+
+    whole = run("whole")
+    path = tmp_path / "whole" / "step=2.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == 2
+    assert run("resumed", True, str(path)) == whole[2:]
+
+
+def test_show_batch_prints_runs_of_kinds_with_their_weights(folder, files, tmp_path, capsys):
+    module, data = make_module(folder), make_data(files)
+    watch = fit(module, data, tmp_path, callbacks=[ShowBatch()], max_epochs=2)
+    said = capsys.readouterr().out
+    assert said.count("\nsample ") + 1 == len(watch.batches[0])
+    assert "  1.5  think    '<think>\\nI look." in said
+    assert "  2    decision " in said
+    assert "  0    result   " in said
+    name = said.split()[1].rstrip(":")
+    sample = next(s for s in data.train_dataloader().samples if s.id == name)
+    assert f"{len(sample.ids)} tokens, {sum(w > 0 for w in sample.weights)} trained" in said.splitlines()[0]
 
 
 def test_warmup_cosine_by_hand():
