@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningDataModule
 
@@ -52,13 +55,37 @@ class QuestionLoader:
             random.Random(f"{self.seed}/{number}").shuffle(order)
         return order
 
-    def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands."""
-        return {"epoch": self.epoch, "position": self.position}
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands, and among which questions."""
+        return {"epoch": self.epoch, "position": self.position, "plan": self._digest()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` stood."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` stood.
+
+        Raises:
+            InputError: it stood among other questions, or they were dealt otherwise.
+        """
+        if state.get("plan") != self._digest():
+            raise InputError(
+                "the checkpoint stands in another plan of the questions: the file, data.train_limit, data.train_passes, "
+                "data.batch_questions or data.seed has changed; give what it was made with, or start without --ckpt_path"
+            )
         self.epoch, self.position = state["epoch"], state["position"]
+
+    def _digest(self) -> str:
+        held = ([question.id for question in self.questions], self.batch_size, self.seed, self.passes)
+        return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
+
+
+def draw_evenly(questions: Sequence[Question], limit: int | None, seed: int) -> Sequence[Question]:
+    """Return `limit` of the questions (None = all), drawn by the seed, in turn from each of their kinds while it lasts."""
+    shuffled = random.Random(seed).sample(questions, len(questions))
+    rank: Counter[str] = Counter()
+    turns = []
+    for question in shuffled:
+        turns.append((rank[question.kind], question.kind, question))
+        rank[question.kind] += 1
+    return [question for *_, question in sorted(turns, key=lambda turn: turn[:2])][:limit]
 
 
 class QuestionDataModule(LightningDataModule):
@@ -74,6 +101,7 @@ class QuestionDataModule(LightningDataModule):
         eval_batch_questions: int = 64,
         limit: int | None = None,
         train_limit: int | None = None,
+        train_balanced: bool = False,
         train_passes: int = 1,
         seed: int = 0,
     ) -> None:
@@ -88,6 +116,8 @@ class QuestionDataModule(LightningDataModule):
             eval_batch_questions: questions whose episodes run at once in validation, test and prediction.
             limit: use only so many questions of each file but the training one, drawn by the seed, in the file's order.
             train_limit: train on only so many of the training questions, drawn by the seed.
+            train_balanced: draw as many of each kind of question, give or take one: the commonest kind's habits (one search is
+                enough) are else learnt for all.
             train_passes: times that an epoch of training goes over them.
             seed: of the draws, and of the order of the training questions.
         """
@@ -96,6 +126,7 @@ class QuestionDataModule(LightningDataModule):
         self.data_files = {name: Path(path) for name, path in files.items() if path is not None}
         self.batch_questions, self.eval_batch_questions = batch_questions, eval_batch_questions
         self.limit, self.train_limit, self.train_passes, self.seed = limit, train_limit, train_passes, seed
+        self.train_balanced = train_balanced
         self._questions: dict[str, list[Question]] = {}
 
     def setup(self, stage: str) -> None:
@@ -114,7 +145,8 @@ class QuestionDataModule(LightningDataModule):
 
     def train_dataloader(self) -> QuestionLoader:
         """Return shuffled batches of training questions."""
-        questions = draw(self._questions["train"], self.train_limit, self.seed)
+        drawing = draw_evenly if self.train_balanced else draw
+        questions = drawing(self._questions["train"], self.train_limit, self.seed)
         if len(questions) < self.batch_questions:
             raise InputError(
                 f"{len(questions)} questions of {self.data_files['train']} are to be trained on, less than "

@@ -122,7 +122,7 @@ class Policy(nn.Module):
         self.model.config.use_cache = False
         for module in self.model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' own form for CPUs has no gradient
-                module.support_avx512bf16_for_cpu = False
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         _check_head(self.model)

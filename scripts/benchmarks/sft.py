@@ -7,7 +7,8 @@ Each way trains in a process of its own, one after the other, `--rounds` times o
 rounds. Tokens are those of the conversations, never padding; steps before `WARM` are not counted. The rate of bf16 matrix
 products of SmolLM2's shapes is measured beside them: `share_of_matmul` is 6 x parameters FLOP a token over it.
 Peers are left out where they are not installed (`pip install --no-deps trl==1.16.0`). TRL trains at 4 x 1,024 tokens a step,
-bf16 autocast, without gradient checkpointing, which is slower. Memory is the peak of anonymous pages.
+bf16 autocast, without gradient checkpointing, which is slower. Memory is the peak of anonymous pages. Every way runs under
+tcmalloc where the system has it; `LD_PRELOAD= python …` keeps glibc's malloc for all.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from project.runtime import prepare_process
+from project.runtime import prepare_process, start_with_tcmalloc
 
+if __name__ == "__main__":
+    start_with_tcmalloc()
 prepare_process()
 
 import torch  # noqa: E402
@@ -186,6 +189,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--micro_tokens", type=int, default=4096, help="Seeker's; 4,096 tokens make a step")
     arguments = parser.parse_args()
+    if 4096 % arguments.micro_tokens:
+        parser.error(f"--micro_tokens {arguments.micro_tokens} must divide 4096, the tokens of a step")
     if arguments.way:
         print("RESULT " + json.dumps(one(arguments.way, arguments.conversations, arguments.micro_tokens)))
         return

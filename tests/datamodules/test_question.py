@@ -1,12 +1,13 @@
 """Batches of questions: shuffled and resumable for training, all and in order for evaluation."""
 
+from collections import Counter
 from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from project.datamodules.question import QuestionDataModule, QuestionLoader
+from project.datamodules.question import QuestionDataModule, QuestionLoader, draw_evenly
 from project.errors import InputError
 from project.files import write_rows
 from project.records import Question
@@ -166,3 +167,30 @@ def test_fewer_questions_than_a_batch_is_one_sentence(tmp_path):
 def test_trap_03_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         QuestionDataModule(tmp_path / "none.jsonl").setup("fit")
+
+
+def test_an_even_draw_takes_the_kinds_in_turn():
+    kinds = ["one_hop"] * 20 + ["two_hop"] * 5 + ["comparison"] * 2
+    questions = [Question(f"q{i}", "?", ("a",), kind=kind) for i, kind in enumerate(kinds)]
+    for seed in range(5):
+        drawn = draw_evenly(questions, 12, seed)
+        assert Counter(q.kind for q in drawn) == {"one_hop": 5, "two_hop": 5, "comparison": 2}
+        assert len({q.id for q in drawn}) == 12
+    assert draw_evenly(questions, 12, 0) == draw_evenly(questions, 12, 0) != draw_evenly(questions, 12, 1)
+    assert {q.id for q in draw_evenly(questions, None, 0)} == {q.id for q in questions}
+
+
+def test_train_balanced_draws_evenly(tmp_path):
+    rows = [Question(f"q{i}", "?", ("a",), kind="rare" if i % 10 == 0 else "common") for i in range(40)]
+    data = QuestionDataModule(write(tmp_path / "t.jsonl", rows), batch_questions=2, train_limit=8, train_balanced=True)
+    data.setup("fit")
+    assert Counter(q.kind for batch in data.train_dataloader() for q in batch) == {"rare": 4, "common": 4}
+
+
+@pytest.mark.parametrize("change", [{"questions": QUESTIONS[1:]}, {"batch_size": 3}, {"seed": 8}, {"passes": 2}])
+def test_a_position_among_other_questions_is_refused(change):
+    given = {"questions": QUESTIONS, "batch_size": 4, "seed": 7}
+    state = QuestionLoader(**given).state_dict()
+    QuestionLoader(**given).load_state_dict(state)
+    with pytest.raises(InputError, match="stands in another plan of the questions"):
+        QuestionLoader(**{**given, **change}).load_state_dict(state)
