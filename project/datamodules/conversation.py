@@ -161,9 +161,9 @@ def _check_numbers(name: str, values: Mapping[str, float]) -> None:
 
 def check_disjoint(train: list[Samples], held_out: Samples, files: Mapping[str, Path]) -> None:
     """Raise `InputError` where two sets are one file or share a group or, without groups, an id."""
-    paths = [path.resolve() for path in files.values()]
-    if len(set(paths)) < len(paths):
-        raise InputError(f"two of the files are the same, {max(paths, key=paths.count)}; give files that share no question")
+    *trained, validation = (path.resolve() for path in files.values())
+    if validation in trained:
+        raise InputError(f"training and validation are the same file {validation}; give two that share no question")
 
     def groups(samples: Samples) -> set[str]:
         return {part for group in samples.column("group") for part in group.split("|")}

@@ -67,7 +67,7 @@ def test_trap_13_train_and_validation_are_not_one_file(tmp_path):
     (tmp_path / "link.jsonl").symlink_to(path)
     data = make(tmp_path)
     data.mixture, data.validation_file = {path: 1.0}, tmp_path / "link.jsonl"
-    with pytest.raises(InputError, match="two of the files are the same"):
+    with pytest.raises(InputError, match="training and validation are the same file"):
         data.setup("fit")
 
 
