@@ -34,14 +34,14 @@ SETTINGS_FILE = "seeker.json"
 class LoRA:
     """A LoRA adapter (Hu et al. 2021) on all linear layers but the head.
 
-    With `bits: 4` those layers are held in NF4 with double quantisation (QLoRA, Dettmers et al. 2023) and computed in the
+    With `nf4` those layers are held in NF4 with double quantisation (QLoRA, Dettmers et al. 2023) and computed in the
     policy's precision; the exported folder is plain, of what they stand for.
     """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
-    bits: Literal[4] | None = None
+    nf4: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Policy(nn.Module):
 
         super().__init__()
         dtype = getattr(torch, precision)
-        quantised = {"quantization_config": _nf4(dtype)} if lora is not None and lora.bits else {}
+        quantised = {"quantization_config": _nf4(dtype)} if lora is not None and lora.nf4 else {}
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             model_path, dtype=dtype, attn_implementation=attention.register(), **quantised
         )

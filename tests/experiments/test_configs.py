@@ -9,7 +9,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, capture_parser
 
 from project import lightning_cli
+from project.datamodules.conversation import ConversationDataModule
 from project.modules.progressive import Pipeline
+from project.rendering import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "experiments").rglob("*.yaml"))
@@ -72,3 +74,26 @@ def test_every_phase_is_a_fit_that_parses(path: Path, parser: ArgumentParser) ->
 def test_a_config_is_short(path: Path) -> None:
     lines = [line for line in (ROOT / path).read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert len(lines) <= 30
+
+
+RECIPES = [path for path in LAYERS if path.parent.name == "recipes"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_a_recipe_plans_its_epochs(path: Path, with_facts: Path, parser: ArgumentParser) -> None:
+    """With the tiny model's tokenizer and small data in place of the hub's and the user's; all else as it stands."""
+    from types import SimpleNamespace
+
+    config = parse(parser, *layers(path), "--model.model_path=tiny-random")
+    assert config.model.init_args.model_path == "tiny-random"
+    with_files = {f"{name}_file": f"data/debug/facts/conversations_{name}.jsonl" for name in ("train", "validation")}
+    module = parser.instantiate_classes(Namespace(fit=config)).fit.model
+    data = ConversationDataModule(**{**config.data.init_args.as_dict(), **with_files, "micro_tokens": 2048})
+    accumulate = config.trainer.accumulate_grad_batches
+    data.trainer = SimpleNamespace(lightning_module=module, accumulate_grad_batches=accumulate, global_rank=0, world_size=1)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.train_dataloader()) % accumulate == 0
+    kinds = {str(KINDS[k]): w for s in data.train_dataloader().samples for k, w in zip(s.kinds, s.weights, strict=True)}
+    assert kinds["think"] == 1.5
+    assert kinds["result"] == 0

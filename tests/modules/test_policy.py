@@ -275,7 +275,7 @@ def test_a_missing_model_folder_is_one_sentence(tmp_path):
 
 
 def test_qlora_holds_four_bits_and_exports_what_they_stand_for(untied, tmp_path):
-    lora = LoRA(4, 8.0, bits=4)
+    lora = LoRA(4, 8.0, nf4=True)
     policy, tokenizer, _ = make(untied, lora)
     shaken(policy)
     packed = {n: p for n, p in policy.named_parameters() if p.dtype is torch.uint8}
@@ -292,7 +292,7 @@ def test_qlora_holds_four_bits_and_exports_what_they_stand_for(untied, tmp_path)
 
 def test_qlora_trains_through_its_four_bits(untied):
     """Its gradients are LoRA's over the weights that the four bits stand for; evaluation in between changes nothing."""
-    packed, plain = (make(untied, lora)[0] for lora in (LoRA(4, 8.0, bits=4), LORA))
+    packed, plain = (make(untied, lora)[0] for lora in (LoRA(4, 8.0, nf4=True), LORA))
     with torch.no_grad():
         merged = dict(packed.merged_weights())
         for name, weight in plain.causal_lm.state_dict(keep_vars=True).items():

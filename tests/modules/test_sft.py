@@ -279,12 +279,12 @@ def test_each_epoch_trains_every_sample_once(folder, files, tmp_path):
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize(("stop", "bits"), [(2, None), (4, None), (2, 4)], ids=["inside", "at the end", "qlora"])
-def test_a_resumed_run_ends_with_the_same_parameters(folder, files, tmp_path, stop, bits):
+@pytest.mark.parametrize(("stop", "nf4"), [(2, False), (4, False), (2, True)], ids=["inside", "at the end", "qlora"])
+def test_a_resumed_run_ends_with_the_same_parameters(folder, files, tmp_path, stop, nf4):
     """4 steps an epoch: a stop inside an epoch and one at its end."""
 
     def run(name, ckpt_path=None, save=False):
-        module = make_module(folder, LoRA(4, 8.0, bits=bits), learning_rate=1e-2)
+        module = make_module(folder, LoRA(4, 8.0, nf4=nf4), learning_rate=1e-2)
         saving = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1) if save else None
         data = make_data(files)
         callbacks = [saving] if saving else []
