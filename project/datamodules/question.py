@@ -29,6 +29,8 @@ class QuestionLoader:
     epoch: int = 0
     passes: int = 1
     """Times that an epoch goes over the questions, each in an order of its own."""
+    balanced: bool = False
+    """Each batch holds the kinds of question as evenly as the questions do, so that batches can be compared."""
     position: int = field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -53,7 +55,7 @@ class QuestionLoader:
         order = list(self.questions)
         if self.seed is not None:
             random.Random(f"{self.seed}/{number}").shuffle(order)
-        return order
+        return in_turn(order) if self.balanced else order
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, and among which questions."""
@@ -73,19 +75,18 @@ class QuestionLoader:
         self.epoch, self.position = state["epoch"], state["position"]
 
     def _digest(self) -> str:
-        held = ([question.id for question in self.questions], self.batch_size, self.seed, self.passes)
+        held = ([question.id for question in self.questions], self.batch_size, self.seed, self.passes, self.balanced)
         return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
 
 
-def draw_evenly(questions: Sequence[Question], limit: int | None, seed: int) -> Sequence[Question]:
-    """Return `limit` of the questions (None = all), drawn by the seed, in turn from each of their kinds while it lasts."""
-    shuffled = random.Random(seed).sample(questions, len(questions))
+def in_turn(questions: Sequence[Question]) -> list[Question]:
+    """Return the questions, one of each kind in turn while the kind lasts; those of a kind keep their order."""
     rank: Counter[str] = Counter()
     turns = []
-    for question in shuffled:
+    for question in questions:
         turns.append((rank[question.kind], question.kind, question))
         rank[question.kind] += 1
-    return [question for *_, question in sorted(turns, key=lambda turn: turn[:2])][:limit]
+    return [question for *_, question in sorted(turns, key=lambda turn: turn[:2])]
 
 
 class QuestionDataModule(LightningDataModule):
@@ -116,8 +117,8 @@ class QuestionDataModule(LightningDataModule):
             eval_batch_questions: questions whose episodes run at once in validation, test and prediction.
             limit: use only so many questions of each file but the training one, drawn by the seed, in the file's order.
             train_limit: train on only so many of the training questions, drawn by the seed.
-            train_balanced: draw as many of each kind of question, give or take one: the commonest kind's habits (one search is
-                enough) are else learnt for all.
+            train_balanced: draw as many of each kind of question, give or take one, and deal them so to the batches: the
+                commonest kind's habits (one search is enough) are else learnt for all.
             train_passes: times that an epoch of training goes over them.
             seed: of the draws, and of the order of the training questions.
         """
@@ -145,14 +146,16 @@ class QuestionDataModule(LightningDataModule):
 
     def train_dataloader(self) -> QuestionLoader:
         """Return shuffled batches of training questions."""
-        drawing = draw_evenly if self.train_balanced else draw
-        questions = drawing(self._questions["train"], self.train_limit, self.seed)
+        questions = draw(self._questions["train"], None if self.train_balanced else self.train_limit, self.seed)
+        if self.train_balanced:
+            questions = in_turn(random.Random(self.seed).sample(questions, len(questions)))[: self.train_limit]
         if len(questions) < self.batch_questions:
             raise InputError(
                 f"{len(questions)} questions of {self.data_files['train']} are to be trained on, less than "
                 f"{self.batch_questions} a batch"
             )
-        return QuestionLoader(list(questions), self.batch_questions, self.seed, passes=self.train_passes)
+        passes, balanced = self.train_passes, self.train_balanced
+        return QuestionLoader(list(questions), self.batch_questions, self.seed, passes=passes, balanced=balanced)
 
     def val_dataloader(self) -> QuestionLoader | list[object]:
         """Return the validation questions in order."""

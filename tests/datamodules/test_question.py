@@ -1,13 +1,12 @@
 """Batches of questions: shuffled and resumable for training, all and in order for evaluation."""
 
-from collections import Counter
 from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from project.datamodules.question import QuestionDataModule, QuestionLoader, draw_evenly
+from project.datamodules.question import QuestionDataModule, QuestionLoader, in_turn
 from project.errors import InputError
 from project.files import write_rows
 from project.records import Question
@@ -169,25 +168,36 @@ def test_trap_03_a_missing_file_is_an_error(tmp_path):
         QuestionDataModule(tmp_path / "none.jsonl").setup("fit")
 
 
-def test_an_even_draw_takes_the_kinds_in_turn():
-    kinds = ["one_hop"] * 20 + ["two_hop"] * 5 + ["comparison"] * 2
+def test_questions_of_each_kind_in_turn():
+    kinds = ["one"] * 3 + ["two"] * 2 + ["none"]
     questions = [Question(f"q{i}", "?", ("a",), kind=kind) for i, kind in enumerate(kinds)]
-    for seed in range(5):
-        drawn = draw_evenly(questions, 12, seed)
-        assert Counter(q.kind for q in drawn) == {"one_hop": 5, "two_hop": 5, "comparison": 2}
-        assert len({q.id for q in drawn}) == 12
-    assert draw_evenly(questions, 12, 0) == draw_evenly(questions, 12, 0) != draw_evenly(questions, 12, 1)
-    assert {q.id for q in draw_evenly(questions, None, 0)} == {q.id for q in questions}
+    assert [q.id for q in in_turn(questions)] == ["q5", "q0", "q3", "q1", "q4", "q2"]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=30))
+def test_nothing_is_lost_in_turns(kinds):
+    questions = [Question(f"q{i}", "?", ("a",), kind=kind) for i, kind in enumerate(kinds)]
+    found = in_turn(questions)
+    assert sorted(q.id for q in found) == sorted(q.id for q in questions)
+    for kind in set(kinds):
+        assert [q for q in found if q.kind == kind] == [q for q in questions if q.kind == kind]
 
 
 def test_train_balanced_draws_evenly(tmp_path):
     rows = [Question(f"q{i}", "?", ("a",), kind="rare" if i % 10 == 0 else "common") for i in range(40)]
     data = QuestionDataModule(write(tmp_path / "t.jsonl", rows), batch_questions=2, train_limit=8, train_balanced=True)
     data.setup("fit")
-    assert Counter(q.kind for batch in data.train_dataloader() for q in batch) == {"rare": 4, "common": 4}
+    batches = [[q.kind for q in batch] for batch in data.train_dataloader()]
+    assert batches == [["common", "rare"]] * 4
+    other = QuestionDataModule(tmp_path / "t.jsonl", batch_questions=2, train_limit=8, train_balanced=True, seed=1)
+    other.setup("fit")
+    drawn = [{q.id for batch in one.train_dataloader() for q in batch if q.kind == "common"} for one in (data, data, other)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
-@pytest.mark.parametrize("change", [{"questions": QUESTIONS[1:]}, {"batch_size": 3}, {"seed": 8}, {"passes": 2}])
+@pytest.mark.parametrize(
+    "change", [{"questions": QUESTIONS[1:]}, {"batch_size": 3}, {"seed": 8}, {"passes": 2}, {"balanced": True}]
+)
 def test_a_position_among_other_questions_is_refused(change):
     given = {"questions": QUESTIONS, "batch_size": 4, "seed": 7}
     state = QuestionLoader(**given).state_dict()
