@@ -145,6 +145,19 @@ class SFT(AdapterCheckpoint, LightningModule):
         check_finite(self, suspects(self._step))
         self._step.clear()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,  # noqa: ANN401 - Lightning's hook
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer asks: under bf16 no gradient is scaled, and Lightning's own would refuse a fused optimizer."""
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(trained, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over the run's optimizer steps."""
         optimizer = make_optimizer(self, self.learning_rate, self.weight_decay, self.optimizer_name)

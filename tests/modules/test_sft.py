@@ -262,6 +262,23 @@ def test_the_logged_loss_and_tokens_are_those_of_the_whole_step(folder, files, t
         assert logged["train/tokens"] == sum(len(s.ids) for s in chosen)
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_under_autocast_with_the_fused_optimizer(folder, files, tmp_path, algorithm):
+    """The quickstart's trainer; AdamW's moments after the first step show the gradient that it was given."""
+
+    def moments(name, **changes):
+        module = make_module(folder, LoRA(4, 8.0))
+        watch = fit(module, make_data(files), tmp_path / name, max_steps=1, max_epochs=-1, precision="bf16-mixed", **changes)
+        (optimizer,) = watch.trainer.optimizers
+        return torch.cat([10 * optimizer.state[p]["exp_avg"].flatten() for g in optimizer.param_groups for p in g["params"]])
+
+    whole = moments("whole")
+    clipped = moments("clipped", gradient_clip_val=0.01, gradient_clip_algorithm=algorithm)
+    expected = whole.clamp(-0.01, 0.01) if algorithm == "value" else whole * 0.01 / whole.norm()
+    assert whole.norm() > 0.02
+    torch.testing.assert_close(clipped, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_training_lowers_the_loss(folder, files, tmp_path):
     watch = fit(make_module(folder, learning_rate=1e-2), make_data(files), tmp_path, max_epochs=6)
     losses = [row["train/loss"] for row in watch.logged]
