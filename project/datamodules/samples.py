@@ -15,7 +15,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -106,7 +106,7 @@ def tokenised(path: Path, renderer: Renderer, row_weight: str | None = None) -> 
     key = _digest([file_digest(path), renderer_key(renderer), row_weight, _code()])
     folder = cache_folder() / key
     if not folder.is_dir():
-        _write(_made(path, renderer, row_weight), folder)
+        _write(folder, lambda scratch: _made(path, renderer, row_weight, scratch))
     table = load_from_disk(folder)
     return Samples(table, range(len(table)), key)
 
@@ -153,7 +153,7 @@ def row_weights(conversations: Sequence[Conversation], expression: str) -> list[
     return values[: len(rows)]
 
 
-def _made(path: Path, renderer: Renderer, row_weight: str | None) -> Any:  # noqa: ANN401
+def _made(path: Path, renderer: Renderer, row_weight: str | None, scratch: Path) -> Any:  # noqa: ANN401
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
 
@@ -176,8 +176,7 @@ def _made(path: Path, renderer: Renderer, row_weight: str | None) -> Any:  # noq
         features=_features(),
         num_proc=processes if len(numbers) >= PARALLEL and processes > 1 else None,
         new_fingerprint="made",  # by default a digest of all arguments, which a tokenizer's pickle does not keep
-        keep_in_memory=False,
-        cache_file_name=None,
+        cache_file_name=str(scratch / "made.arrow"),
     )
 
 
@@ -216,7 +215,8 @@ def _features() -> Any:  # noqa: ANN401
     return Features({n: Value(t) for n, t in types.items()} | {n: List(Value(t)) for n, t in lists.items()})
 
 
-def _write(table: Any, folder: Path) -> None:  # noqa: ANN401
+def _write(folder: Path, make: Callable[[Path], Any]) -> None:
+    """Have a table made with a folder for scratch, and put it in place whole."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
@@ -225,7 +225,7 @@ def _write(table: Any, folder: Path) -> None:  # noqa: ANN401
             f"the cache {folder.parent} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
         ) from error
     try:
-        table.save_to_disk(scratch / "set")
+        make(scratch).save_to_disk(scratch / "set")
         (scratch / "set").replace(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was first, with the same set

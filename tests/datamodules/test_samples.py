@@ -9,7 +9,7 @@ from test_conversation import Module, conversation, ready, write
 
 from project.datamodules import samples
 from project.datamodules.samples import Samples, cache_folder, join, row_weights, tokenised
-from project.errors import InputError
+from project.errors import InputError, RenderingError
 from project.rendering import DEFAULT_WEIGHTS, Sample
 
 ROWS = [conversation(i, f"g{i}", words=i + 1) for i in range(6)]
@@ -104,6 +104,16 @@ def test_killed_while_writing_nothing_half_written_is_read(path, monkeypatch):
 def _make(path, barrier, queue):
     barrier.wait()
     queue.put([sample.ids for sample in tokenised(path, renderer())])
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_conversation_that_cannot_be_rendered_is_named(tmp_path, monkeypatch, parallel):
+    monkeypatch.setattr(samples, "PARALLEL", 2 if parallel else 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    bad = replace(conversation(7), messages=conversation(7).messages[:1])
+    with pytest.raises(RenderingError, match="conversation 'c7' has no assistant message to train"):
+        tokenised(write(tmp_path / "bad.jsonl", [*ROWS, bad]), renderer())
+    assert made() == 0
 
 
 def test_two_processes_at_once_both_get_the_set(path):
