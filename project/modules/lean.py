@@ -6,6 +6,7 @@ out by hand and the rest recomputed, as Liger-Kernel does on GPUs (Hsu et al. 20
 
 from __future__ import annotations
 
+from copy import deepcopy
 from types import MethodType
 from typing import Any
 
@@ -80,12 +81,18 @@ def _lean_forward(module: nn.Module) -> MethodType | None:
     parts: Any = module
     names = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_children())}
     if hasattr(module, "variance_epsilon") and names == {"weight"}:
-        forward, width, dtype, device = MethodType(_norm, module), len(parts.weight), parts.weight.dtype, parts.weight.device
+        formula, width, dtype = _norm, len(parts.weight), parts.weight.dtype
     elif names == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
         weight = parts.gate_proj.weight
-        forward, width, device = MethodType(_mlp, module), parts.gate_proj.in_features, weight.device
+        formula, width = _mlp, parts.gate_proj.in_features
         dtype = weight.dtype if weight.is_floating_point() else parts.gate_proj.compute_dtype  # of a 4-bit layer
     else:
         return None
-    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    generator = torch.Generator().manual_seed(0)
+    if any(parameter.is_meta for parameter in module.parameters()):  # the weights come later: any will do
+        module = deepcopy(module).to_empty(device="cpu")
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, generator=generator)
+    forward = MethodType(formula, module)
+    x = torch.randn(4, width, generator=generator).to(next(module.parameters()).device, dtype)
     return forward if torch.equal(module(x), forward(x)) else None

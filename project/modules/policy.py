@@ -6,7 +6,7 @@ Logits are made for trained positions only: losses take their hidden states, and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from project.dialects import DECISION_TOKENS, Dialect, get_dialect
 from project.errors import InputError
 from project.modules import attention
 from project.modules.lean import make_lean
+from project.modules.sharding import whole
 from project.records import DialectName
 from project.rendering import History, prepare_tokenizer
 from project.tiny_model import TINY_NAME, tiny_model
@@ -106,18 +107,22 @@ class Policy(nn.Module):
         lora: LoRA | None,
         precision: Precision = "bfloat16",
         gradient_checkpointing: bool = False,
+        empty: bool = False,
     ) -> None:
         """Load the model, grow its embedding for new tokens, and put a fresh adapter on it where `lora` is given.
 
-        With `gradient_checkpointing` backward computes each layer a second time and keeps what goes into it only.
+        With `gradient_checkpointing` backward computes each layer a second time and keeps what goes into it only. With `empty`
+        the weights are those of another rank, which `shard` gives: here they are on the meta device and nothing is read.
         """
         from transformers import AutoModelForCausalLM
 
         super().__init__()
         dtype = getattr(torch, precision)
-        quantised = {"quantization_config": _nf4(dtype)} if lora is not None and lora.nf4 else {}
+        options: dict[str, Any] = {"quantization_config": _nf4(dtype)} if lora is not None and lora.nf4 else {}
+        if empty:
+            options["device_map"] = "meta"
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=dtype, attn_implementation=attention.register(), **quantised
+            model_path, dtype=dtype, attn_implementation=attention.register(), **options
         )
         self.model.config.use_cache = False
         for module in self.model.modules():
@@ -133,7 +138,8 @@ class Policy(nn.Module):
             self.model = _with_adapter(self.model, lora, new_ids)
         self.has_adapter = lora is not None
         self._casting = [module for module in self.model.modules() if hasattr(module, "cast_input_dtype_enabled")]
-        self._check_packing()
+        if not empty:
+            self._check_packing()
 
     @torch.no_grad()
     def _check_packing(self) -> None:
@@ -157,21 +163,24 @@ class Policy(nn.Module):
         """H."""
         return int(self.causal_lm.config.hidden_size)
 
-    def forward(self, input_ids_T: Tensor, lengths: list[int]) -> Tensor:
+    def forward(self, input_ids_T: Tensor, lengths: list[int], then: Callable[[Tensor], Any] | None = None) -> Any:  # noqa: ANN401
         """Return the last hidden states (T, H), in the model's dtype, of samples that lie end to end.
 
         Args:
             input_ids_T: int64, no padding.
             lengths: tokens of each sample, in order; their sum is T.
+            then: what to return of the hidden states instead. Whatever needs the head belongs here: under FSDP2 its weight is
+                whole inside this call only.
         """
         # PEFT casts every adapter's input to float32, which autocast would cast straight back.
         autocast = torch.is_autocast_enabled(input_ids_T.device.type)
         for module in self._casting:
             module.cast_input_dtype_enabled = not autocast
         positions_T = torch.cat([torch.arange(n, device=input_ids_T.device) for n in lengths])
-        return self.causal_lm.model(  # type: ignore[no-any-return]
+        hidden_TH: Tensor = self.causal_lm.model(
             input_ids=input_ids_T[None], position_ids=positions_T[None], lengths=lengths
         ).last_hidden_state[0]
+        return hidden_TH if then is None else then(hidden_TH)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Return logits (N, V)."""
@@ -188,12 +197,12 @@ class Policy(nn.Module):
         return self.model.disable_adapter() if self.has_adapter else nullcontext()  # type: ignore[no-any-return]
 
     def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor) of the causal LM as if the adapter were merged: delta added in float32, then rounded."""
-        if not self.has_adapter:
-            weights = self.model.state_dict().items()
-            yield from ((name, tensor) for name, tensor in weights if not _is_tied_head(self.model, name))
-            return
-        yield from _merged(self.model)
+        """Yield (name, tensor) of the causal LM as if the adapter were merged: delta added in float32, then rounded.
+
+        Tensors are whole: where they are sharded, all ranks must go through them together.
+        """
+        weights = _merged(self.model) if self.has_adapter else self.model.state_dict().items()
+        yield from ((name, whole(tensor)) for name, tensor in weights if not _is_tied_head(self.causal_lm, name))
 
 
 def _nf4(dtype: torch.dtype) -> Any:  # noqa: ANN401
@@ -272,12 +281,17 @@ def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
             done.add(name)
         elif isinstance(module, TrainableTokensLayer):
             owner = name.removesuffix(".token_adapter")
-            if owner != "lm_head" or not base.config.tie_word_embeddings:
-                yield f"{owner}.weight", module.get_merged_weights(["default"])
+            yield f"{owner}.weight", _with_rows(module)
             done.add(owner)
     for name, tensor in base.state_dict().items():
-        if not any(name.startswith(f"{prefix}.") for prefix in done) and not _is_tied_head(base, name):
+        if not any(name.startswith(f"{prefix}.") for prefix in done):
             yield name, tensor
+
+
+def _with_rows(tokens: Any) -> Tensor:  # noqa: ANN401
+    """Return the table of a `TrainableTokensLayer` with its trained rows in it; PEFT's own cannot do that with shards."""
+    table, rows = whole(tokens.base_layer.weight), whole(tokens.trainable_tokens_delta["default"])
+    return table.index_copy(0, torch.tensor(tokens.token_indices["default"], device=table.device), rows.to(table.dtype))
 
 
 def _plain(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -294,14 +308,20 @@ def _is_tied_head(base: Any, name: str) -> bool:  # noqa: ANN401
     return name.startswith("lm_head.") and bool(base.config.tie_word_embeddings)
 
 
-def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folder: Path) -> Path:  # noqa: ANN401
-    """Write a plain model folder: merged weights, tokenizer with template, settings. A new folder is swapped in whole."""
+def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folder: Path, write: bool = True) -> Path:  # noqa: ANN401
+    """Write a plain model folder: merged weights, tokenizer with template, settings. A new folder is swapped in whole.
+
+    All ranks that hold a sharded policy must call it together, and one of them writes.
+    """
     import copy
     import shutil
     import tempfile
 
     from transformers import AutoModelForCausalLM
 
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.merged_weights() if write}
+    if not write:
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(left)
@@ -313,7 +333,6 @@ def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folde
             del config.quantization_config
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(config, dtype=base.dtype)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.merged_weights()}
         plain.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
         (partial / SETTINGS_FILE).write_text(json.dumps(settings.__dict__, indent=1) + "\n")

@@ -306,11 +306,16 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (log-probabilities (N,), hidden states (N, H) before them) of the trained tokens, rows in order."""
-        assert self.policy is not None
+        policy = self.policy
+        assert policy is not None
         trained = batch["trained"][1:]  # a row begins with its prompt
-        hidden = self.policy(batch["input_ids"], batch["lengths"])[:-1][trained]
         labels = batch["input_ids"][1:][trained]
-        return chunked_logprobs(self.policy.head, hidden, labels, self.ppo.temperature), hidden
+
+        def logprobs(hidden: Tensor) -> tuple[Tensor, Tensor]:
+            hidden = hidden[:-1][trained]
+            return chunked_logprobs(policy.head, hidden, labels, self.ppo.temperature), hidden
+
+        return policy(batch["input_ids"], batch["lengths"], logprobs)  # type: ignore[no-any-return]
 
     def _inner_epoch(self, micro: list[Batch], epoch: int) -> list[dict[str, Tensor]]:
         """Take optimizer steps over all micro-batches, dealt to them by (seed, update, epoch), and return their metrics.
@@ -394,8 +399,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def _score(self, prompt: list[int], ids: list[int]) -> Tensor:
         assert self.policy is not None
         whole = torch.tensor(prompt + ids, device=self.device)
-        hidden = self.policy(whole, [len(whole)])[len(prompt) - 1 : -1]
-        return chunked_logprobs(self.policy.head, hidden, whole[len(prompt) :]).cpu()
+        before = slice(len(prompt) - 1, -1)
+        labels, head = whole[len(prompt) :], self.policy.head
+        return self.policy(whole, [len(whole)], lambda hidden: chunked_logprobs(head, hidden[before], labels)).cpu()  # type: ignore[no-any-return]
 
     def _log_annotations(self, micro: list[Batch]) -> None:
         values, returns = (torch.cat([b[name] for b in micro]) for name in ("old_values", "returns"))

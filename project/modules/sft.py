@@ -26,6 +26,7 @@ from project.modules.policy import (
     load_tokenizer,
     resolve_model_path,
 )
+from project.modules.sharding import local, shard
 from project.rendering import KINDS, Renderer
 
 SHOWN = 8
@@ -91,9 +92,13 @@ class SFT(AdapterCheckpoint, LightningModule):
         """Load the weights once the strategy is set up."""
         if self.policy is None:
             self.pin_base()
+            mesh, empty = self.device_mesh, self.device_mesh is not None and self.device_mesh.get_rank() > 0
+            checkpointing = self.gradient_checkpointing
             self.policy = Policy(
-                self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name, self.gradient_checkpointing
+                self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name, checkpointing, empty
             )
+            if mesh is not None:
+                shard(self.policy, mesh["data_parallel"])
 
     def make_renderer(self, weights: Mapping[str, float]) -> Renderer:
         """Return the renderer that the datamodule tokenises with."""
@@ -133,11 +138,15 @@ class SFT(AdapterCheckpoint, LightningModule):
 
     def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sum of w * CE, and log-probabilities (N,) and hits (N,) of the trained labels."""
-        assert self.policy is not None
+        policy = self.policy
+        assert policy is not None
         labels, weights = batch["input_ids"][1:], batch["weights"][1:]
         trained = weights > 0  # never a sample's first token, which the one before would have to predict
-        hidden = self.policy(batch["input_ids"], batch["lengths"])[:-1]
-        return weighted_cross_entropy(hidden[trained], self.policy.head_weight(), labels[trained], weights[trained])
+
+        def cross_entropy(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return weighted_cross_entropy(hidden[:-1][trained], policy.head_weight(), labels[trained], weights[trained])
+
+        return policy(batch["input_ids"], batch["lengths"], cross_entropy)  # type: ignore[no-any-return]
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401 - Lightning's hook
         """Stop before a step with a non-finite gradient, on all ranks together, and name the samples."""
@@ -167,10 +176,10 @@ class SFT(AdapterCheckpoint, LightningModule):
 
     def on_fit_end(self) -> None:
         """Write the merged folder that PPO, evaluation and export start from."""
-        if self.trainer.is_global_zero and not self.trainer.interrupted:
+        if not self.trainer.interrupted:
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
-            export_merged(self.policy, self.tokenizer, self.settings, folder)
+            export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
 
 
 def suspects(step: Sequence[StepPart]) -> list[str]:
@@ -181,7 +190,7 @@ def suspects(step: Sequence[StepPart]) -> list[str]:
 
 def check_finite(module: LightningModule, samples: Sequence[str] = ()) -> None:
     """Raise `TrainingError` on every rank where any rank holds a non-finite gradient; each names its own samples."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    gradients = [local(p.grad) for p in module.parameters() if p.grad is not None]
     finite = torch.stack([g.isfinite().all() for g in gradients]).all() if gradients else torch.tensor(True)
     flag = module.trainer.strategy.reduce((~finite).float().to(module.device), reduce_op="sum")
     if float(flag) > 0:

@@ -164,8 +164,8 @@ class Fake:
     def __init__(self, offset: int):
         self.offset = offset
 
-    def __call__(self, ids, lengths):
-        return 50.0 * functional.one_hot(ids.roll(-self.offset), 260).float()
+    def __call__(self, ids, lengths, then):
+        return then(50.0 * functional.one_hot(ids.roll(-self.offset), 260).float())
 
     def head_weight(self):
         return torch.eye(260)
