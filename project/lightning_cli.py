@@ -21,13 +21,14 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from project.errors import InputError, SeekerError
 from project.files import read_yaml
+from project.modules.sharding import FSDP2
 from project.modules.show_batch import ShowBatch
 from project.parser_errors import one_sentence
 from project.tracking.callback import TrackRun
@@ -123,6 +124,8 @@ class SeekerCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Put checkpoints into the run's folder, find the one to load, and go on in the MLflow run that it belongs to."""
         folder = Path(self.trainer.default_root_dir)
+        if isinstance(self.trainer.strategy, FSDP2):
+            self.trainer.strategy.check(self.model)  # before the other ranks are started, each of which would say it too
         for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
@@ -138,6 +141,13 @@ class SeekerCLI(LightningCLI):
             if isinstance(logger, SeekerLogger):
                 logger.name_run(folder.name)
                 self._connect(logger, checkpoint, folder)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Make the trainer; arguments that do not go together are the user's."""
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except ValueError as error:
+            raise InputError(f"trainer: {one_sentence(str(error))}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run, and give back what the module started (a server) even if it fails: Lightning tears down only what succeeds."""
@@ -166,10 +176,10 @@ def _run_folder(verb: str, name: str | None, ckpt_path: Any) -> Path:  # noqa: A
     if verb == "fit" and ckpt_path and run_folder_id(ckpt_path):
         folder = Path(ckpt_path).resolve().parent
         return folder.parent if folder.name == "checkpoints" else folder
-    started = os.environ.get("SEEKER_RUN_STARTED") if int(os.environ.get("LOCAL_RANK", "0")) else None
-    started = started or time.strftime("%Y%m%d-%H%M%S")
-    os.environ["SEEKER_RUN_STARTED"] = started  # the other ranks that Lightning starts take the same folder
-    return runs_folder() / (name or f"{verb}-{started}-{os.getppid()}")
+    made = os.environ.get("SEEKER_RUN") if int(os.environ.get("LOCAL_RANK", "0")) else None
+    made = made or f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getppid()}"
+    os.environ["SEEKER_RUN"] = made  # the other ranks that Lightning starts take the same folder
+    return runs_folder() / (name or made)
 
 
 def _logger_argument(logger: Any, name: str) -> str | None:  # noqa: ANN401 - a namespace, list or bool

@@ -183,23 +183,29 @@ class PlannedLoader:
         return plan_epoch(self._lengths, self.seed, epoch, self.micro_tokens, self.accumulate, self.world)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands, and in which plan."""
-        return {"epoch": self.epoch, "position": self.position, "plan": self._digest()}
+        """Return where the loader stands, in micro-batches of one rank, and in which plan."""
+        return {"epoch": self.epoch, "position": self.position, "accumulate": self.accumulate, "plan": self._digest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` stood.
+        """Continue where `state` stood, maybe on another number of ranks that shares the same steps.
 
         Raises:
-            InputError: it stood in another plan, whose positions mean other samples here.
+            InputError: it stood in another plan, whose positions mean other samples here, or inside a step of other ranks.
         """
         if state.get("plan") != self._digest():
             raise InputError(
                 "the checkpoint stands in another plan of the samples: the data, the tokenizer, data.micro_tokens, data.seed, "
-                "accumulate_grad_batches or the number of ranks has changed; give what it was made with, or start a training "
-                "without --ckpt_path"
+                "accumulate_grad_batches x ranks has changed; give what it was made with, or start a training without "
+                "--ckpt_path"
             )
-        self.epoch, self.position = state["epoch"], state["position"]
+        steps, inside = divmod(state["position"], state["accumulate"])
+        if inside and state["accumulate"] != self.accumulate:
+            raise InputError(
+                f"the checkpoint stands {inside} micro-batches into a step of {state['accumulate']}, here a step has "
+                f"{self.accumulate}; give one that was saved after a step"
+            )
+        self.epoch, self.position = state["epoch"], steps * self.accumulate + inside
 
     def _digest(self) -> str:
-        held = (self.samples.key, self.micro_tokens, self.accumulate, self.seed, self.world)
+        held = (self.samples.key, self.micro_tokens, self.accumulate * self.world, self.seed)
         return hashlib.sha256(repr(held).encode()).hexdigest()[:16]

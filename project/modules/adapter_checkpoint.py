@@ -1,7 +1,8 @@
 """Checkpoints of a model with a frozen base: they leave the base out and pin it, a folder by digest and a hub id by name.
 
 They also pin what a resumed optimizer would silently keep, its learning rate and weight decay, and hold the state of every
-rank's random numbers. All they hold are plain types and tensors: `torch.load(…, weights_only=True)` reads them.
+rank's random numbers. Training goes on at any number of ranks with the same `accumulate_grad_batches` x ranks, which is what
+a step is. All they hold are plain types and tensors: `torch.load(…, weights_only=True)` reads them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from project.files import file_digest
 BASE_DIGEST = "seeker_base"
 OPTIMIZER_SETTINGS = "seeker_optimizer"
 RANDOM_STATES = "seeker_random"
+ACCUMULATE = "seeker_accumulate"
 OF_OPTIMIZER = ("learning_rate", "critic_learning_rate", "weight_decay")
 
 
@@ -41,6 +43,8 @@ class AdapterCheckpoint:
         checkpoint["state_dict"] = {name: value for name, value in state if not _belongs(name, frozen)}
         checkpoint[OPTIMIZER_SETTINGS] = self._optimizer_settings()
         checkpoint[RANDOM_STATES] = of_all_ranks(random_state())
+        trainer = self._own_trainer()
+        checkpoint[ACCUMULATE] = trainer.accumulate_grad_batches if trainer is not None else 1
         if frozen:
             checkpoint[BASE_DIGEST] = self._base
 
@@ -51,7 +55,7 @@ class AdapterCheckpoint:
             InputError: `model_path` holds another base than the one that the checkpoint was trained on, or training would go
                 on with another learning rate or weight decay than this module's.
         """
-        held, trainer = checkpoint.get(OPTIMIZER_SETTINGS, {}), getattr(self, "_trainer", None)
+        held, trainer = checkpoint.get(OPTIMIZER_SETTINGS, {}), self._own_trainer()
         fitting = trainer is not None and trainer.state.fn == "fit"
         for name, value in self._optimizer_settings().items() if fitting else ():
             if held.get(name, value) != value:
@@ -66,6 +70,9 @@ class AdapterCheckpoint:
                 f"{self._base}; give the base it was trained on, or train anew without --ckpt_path"
             )
         checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}  # type: ignore[arg-type]
+        if fitting and "loops" in checkpoint:
+            now = trainer.accumulate_grad_batches
+            recount(checkpoint["loops"]["fit_loop"], checkpoint.get(ACCUMULATE, now), now)
         states = checkpoint.get(RANDOM_STATES, [])
         rank = trainer.global_rank if trainer is not None else 0
         self._random = states[rank] if fitting and rank < len(states) else None
@@ -77,8 +84,21 @@ class AdapterCheckpoint:
             set_random_state(self._random)
             self._random = None
 
+    def _own_trainer(self) -> Any:  # noqa: ANN401 - LightningModule's `trainer` raises where there is none
+        return getattr(self, "_trainer", None)
+
     def _optimizer_settings(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in OF_OPTIMIZER if hasattr(self, name)}
+
+
+def recount(fit_loop: dict[str, Any], before: int, now: int) -> None:
+    """Have Lightning's loop count the micro-batches that it went through as if a step had `now` of them, not `before`.
+
+    It saves inside a micro-batch's hooks: each count keeps its distance from `ready`, the micro-batches begun.
+    """
+    for counts in (fit_loop["epoch_loop.batch_progress"][name] for name in ("total", "current")):
+        moved = counts["ready"] // before * now + counts["ready"] % before - counts["ready"]
+        counts.update({name: count + moved for name, count in counts.items()})
 
 
 def frozen_state(module: nn.Module) -> dict[str, Tensor]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from project.modules.policy import Policy
 
 
+INSTEAD = "experiments/strategies/ddp.yaml"
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return a sharded tensor's whole, which all ranks must ask for together; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -52,8 +55,8 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard
 
     kinds = set(policy.causal_lm._no_split_modules or ())
-    for unit in [*(m for m in policy.modules() if type(m).__name__ in kinds), policy]:
-        _fill(unit, torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None))
+    for unit in [*(module for module in policy.modules() if type(module).__name__ in kinds), policy]:
+        _fill(unit, torch.device(mesh.device_type))  # of GPUs, the one that Lightning has set
         fully_shard(unit, mesh=mesh)
 
 
@@ -85,12 +88,11 @@ class FSDP2(ModelParallelStrategy):
         lora = getattr(module, "lora", None)
         if lora is not None and lora.bits:
             raise InputError(
-                f"model.lora.bits={lora.bits} holds weights in blocks that FSDP cannot cut; leave it out, or take "
-                "experiments/strategies/ddp.yaml"
+                f"model.lora.bits={lora.bits} keeps weights in blocks that FSDP cannot cut; leave it out, or take {INSTEAD}"
             )
         optimizer = getattr(module, "optimizer_name", "adamw")
         if optimizer != "adamw":
-            raise InputError(f"model.optimizer={optimizer} cannot step on shards; take adamw, or experiments/strategies/ddp.yaml")
+            raise InputError(f"model.optimizer={optimizer} cannot step on shards; take adamw, or {INSTEAD}")
 
     def setup_environment(self) -> None:
         """Make a mesh in which all ranks share the data."""

@@ -1,0 +1,214 @@
+"""Two ranks with gloo, started as a user starts them: they train what one process trains, and read each other's checkpoints.
+
+A step of one process has two micro-batches, a step of two ranks one each: the same samples. Ten make two steps an epoch.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_sft import conversation
+from tiny import tiny_model_folder
+
+from project.cli import main
+from project.errors import InputError
+from project.files import write_rows
+from project.modules.adapter_checkpoint import recount
+from project.modules.policy import AgentSettings, LoRA
+from project.modules.sft import SFT
+from project.modules.sharding import FSDP2
+
+ROOT = Path(__file__).resolve().parents[2]
+STRATEGIES = ROOT / "experiments" / "strategies"
+CLIP = 0.2
+WORDS = {
+    "one": ["--trainer.accumulate_grad_batches=2"],
+    "ddp": [f"--config={STRATEGIES / 'ddp.yaml'}", "--trainer.devices=2"],
+    "fsdp2": [f"--config={STRATEGIES / 'fsdp2.yaml'}", "--trainer.devices=2"],
+}
+ADAPTERS = {"lora": "{rank: 4, alpha: 8}", "full": "null"}
+CROSSINGS = [("one", "ddp"), ("one", "fsdp2"), ("fsdp2", "one"), ("ddp", "fsdp2"), ("ddp", "ddp"), ("fsdp2", "fsdp2")]
+"""From whose checkpoint to what."""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.folder / "steps.jsonl").read_text().splitlines()]
+
+    @property
+    def exported(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "merged" / "model.safetensors")
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step={step}.ckpt"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """A YAML of everything but the adapter, the strategy and the run's folder."""
+    data = tmp_path_factory.mktemp("strategies")
+    tiny_model_folder(data / "tiny")
+    for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
+        write_rows(data / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
+    files = {"train_file": f"{data}/train.jsonl", "validation_file": f"{data}/validation.jsonl"}
+    settings = {"dialect": "tags", "decision_tokens": True}
+    saving = {"filename": "step={step}", "auto_insert_metric_name": False, "every_n_train_steps": 1, "save_top_k": -1}
+    made = {
+        "model": {
+            "class_path": "SFT",
+            "init_args": {
+                "model_path": f"{data}/tiny", "settings": settings, "precision": "float32",
+                "learning_rate": 0.01, "warmup_share": 0.0,
+            },
+        },
+        "data": {"class_path": "ConversationDataModule", "init_args": {**files, "micro_tokens": 700}},
+        "trainer": {
+            "accelerator": "cpu", "max_epochs": 2, "gradient_clip_val": CLIP, "logger": False,
+            "callbacks": [{"class_path": "ModelCheckpoint", "init_args": saving}],
+        },
+    }  # fmt: skip
+    (data / "config.yaml").write_text(json.dumps(made))
+    return data / "config.yaml"
+
+
+def words_of(config: Path, folder: Path, strategy: str, adapter: str, checkpoint: Path | None = None) -> list[str]:
+    """Return the command line of a training whose checkpoints, losses and export are in `folder`."""
+    watch = {"class_path": "watch_steps.WatchSteps", "init_args": {"path": str(folder / "steps.jsonl")}}
+    folder.mkdir()
+    options = [f"--config={config}", f"--trainer.default_root_dir={folder}", f"--trainer.callbacks+={json.dumps(watch)}"]
+    options += [*WORDS[strategy], f"--model.lora={ADAPTERS[adapter]}"]
+    return [*options, f"--ckpt_path={checkpoint}"] if checkpoint else options
+
+
+def start(*words: str) -> None:
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=500, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(config, tmp_path_factory) -> dict[str, Run]:
+    """All trainings by name: `ddp-lora`, and `one>ddp-lora-1` for one resumed from step 1 of another strategy's."""
+    folder = tmp_path_factory.mktemp("runs")
+    processes: list[tuple[list[str], dict[str, list[str]]]] = [([], {}), (TORCHRUN, {}), ([], {})]
+    for strategy, adapter in product(WORDS, ADAPTERS):
+        name = f"{strategy}-{adapter}"
+        processes[strategy != "one"][1][name] = words_of(config, folder / name, strategy, adapter)
+    for (before, after), adapter, step in product(CROSSINGS, ADAPTERS, (1, 2)):
+        name = f"{before}>{after}-{adapter}-{step}"
+        checkpoint = Run(folder / f"{before}-{adapter}").checkpoint(step)
+        processes[2 if after == "one" else 1][1][name] = words_of(config, folder / name, after, adapter, checkpoint)
+    for launcher, fits in processes:
+        start(*launcher, str(Path(__file__).parent / "several_fits.py"), json.dumps(list(fits.values())))
+    return {name: Run(folder / name) for _, fits in processes for name in fits}
+
+
+def assert_close(found: Run, expected: Run, start: int = 0) -> None:
+    assert [row["step"] for row in found.steps] == [row["step"] for row in expected.steps[start:]]
+    for mine, theirs in zip(found.steps, expected.steps[start:], strict=True):
+        assert mine["tokens"] == theirs["tokens"]
+        for name in ("loss", "norm", "clipped"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5), name
+    assert found.exported.keys() == expected.exported.keys()
+    for name, weight in expected.exported.items():
+        torch.testing.assert_close(found.exported[name], weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "adapter"), product(("ddp", "fsdp2"), ADAPTERS))
+def test_two_ranks_train_what_one_process_trains(runs, strategy, adapter):
+    """Losses, tokens, the gradient's norm before and after clipping, and the exported folder."""
+    found, expected = runs[f"{strategy}-{adapter}"], runs[f"one-{adapter}"]
+    assert_close(found, expected)
+    assert len(found.steps) == 4
+    assert max(row["norm"] for row in found.steps) > CLIP
+    assert all(row["clipped"] < CLIP * 1.001 for row in found.steps)
+    assert all(bool(row["sharded"]) == (strategy == "fsdp2") for row in found.steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2], ids=["inside an epoch", "at its end"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize(("before", "after"), CROSSINGS)
+def test_a_checkpoint_goes_on_under_another_strategy(runs, before, after, adapter, step):
+    found, expected = runs[f"{before}>{after}-{adapter}-{step}"], runs[f"one-{adapter}"]
+    assert_close(found, expected, start=step)
+    if before == after:
+        assert found.steps == runs[f"{before}-{adapter}"].steps[step:]
+        assert all(torch.equal(found.exported[name], w) for name, w in runs[f"{before}-{adapter}"].exported.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_all_strategies_write_the_same_checkpoint(runs, adapter):
+    """As plain tensors, whole, the optimizer's too; with the random numbers of each rank."""
+    files = {name: torch.load(runs[f"{name}-{adapter}"].checkpoint(3), weights_only=True) for name in WORDS}
+    one = files["one"]
+    for name, file in files.items():
+        assert file.keys() == one.keys()
+        assert len(file["seeker_random"]) == (1 if name == "one" else 2)
+        assert file["state_dict"].keys() == one["state_dict"].keys()
+        mine, theirs = file["optimizer_states"][0], one["optimizer_states"][0]
+        assert mine["param_groups"] == theirs["param_groups"]
+        held = [(file["state_dict"], one["state_dict"]), *((mine["state"][n], state) for n, state in theirs["state"].items())]
+        for found, expected in held:
+            for key, value in expected.items():
+                torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_lightning_starts_the_ranks_too(config, runs, tmp_path):
+    """Without `torchrun`, by the command alone."""
+    start("-m", "project", "fit", *words_of(config, tmp_path / "run", "fsdp2", "lora"))
+    assert_close(Run(tmp_path / "run"), runs["fsdp2-lora"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--trainer.strategy=fsdp2", "--model.lora.bits=4"],
+            "model.lora.bits=4 keeps weights in blocks that FSDP cannot cut;",
+        ),
+        (
+            ["--trainer.strategy=fsdp2", "--model.optimizer=adamw_8bit"],
+            "model.optimizer=adamw_8bit cannot step on shards; take",
+        ),
+        (["--trainer.strategy=fsdp"], "trainer: The strategy `fsdp` requires a GPU accelerator"),
+    ],
+    ids=["qlora", "8bit", "fsdp"],
+)
+def test_what_cannot_be_sharded_is_refused_in_one_sentence(config, tmp_path, capsys, words, said):
+    assert main(["fit", f"--config={config}", f"--trainer.default_root_dir={tmp_path}", "--trainer.devices=2", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"seeker: {said}")
+    assert told.count("\n") == 1
+
+
+def test_the_strategy_refuses_by_itself(config):
+    module = SFT(str(config.parent / "tiny"), AgentSettings("tags", True), LoRA(4, 8, bits=4))
+    with pytest.raises(InputError, match=r"take experiments/strategies/ddp\.yaml"):
+        FSDP2().check(module)
+
+
+def test_lightnings_counts_are_those_of_the_new_steps():
+    # Saved in the hook after the second micro-batch of the third step of two: 6 begun, 5 done. With steps of one: 3 and 2.
+    counts = {"ready": 6, "started": 6, "processed": 6, "completed": 5}
+    loop = {"epoch_loop.batch_progress": {"total": dict(counts), "current": dict(counts), "is_last_batch": False}}
+    recount(loop, 2, 1)
+    assert loop["epoch_loop.batch_progress"]["current"] == {"ready": 3, "started": 3, "processed": 3, "completed": 2}
+    recount(loop, 1, 2)
+    assert loop["epoch_loop.batch_progress"]["total"] == counts
