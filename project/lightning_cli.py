@@ -24,6 +24,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from project.errors import InputError, SeekerError
@@ -114,6 +115,7 @@ class SeekerCLI(LightningCLI):
         """Give the run its folder and the callback that tracks it, before anything is built."""
         config = self.config[self.subcommand]
         trainer = config.trainer
+        _check_strategy(trainer.strategy)
         name = _logger_argument(trainer.logger, "run_name")
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(_run_folder(str(self.subcommand), name, config.get("ckpt_path")))
@@ -180,6 +182,16 @@ def _run_folder(verb: str, name: str | None, ckpt_path: Any) -> Path:  # noqa: A
     made = made or f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getppid()}"
     os.environ["SEEKER_RUN"] = made  # the other ranks that Lightning starts take the same folder
     return runs_folder() / (name or made)
+
+
+def _check_strategy(strategy: Any) -> None:  # noqa: ANN401 - whatever the config holds
+    """Refuse the older FSDP, which would train otherwise than one process without a word."""
+    name = str(strategy.get("class_path") if hasattr(strategy, "get") else strategy).rpartition(".")[2]
+    if name in ("FSDPStrategy", *FSDPStrategy.get_registered_strategies()):
+        raise InputError(
+            f"trainer.strategy: {name} lays weights out in one vector, where LoRA's and the base's cannot stand together and "
+            "matrices, which alone decay, are not known; take fsdp2"
+        )
 
 
 def _logger_argument(logger: Any, name: str) -> str | None:  # noqa: ANN401 - a namespace, list or bool

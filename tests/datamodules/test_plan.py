@@ -150,6 +150,29 @@ def test_a_position_in_another_plan_is_refused(change):
         loader().load_state_dict({"epoch": 0, "position": 3})  # as Seeker wrote it before plans were packed
 
 
+def test_the_loader_goes_on_at_another_number_of_ranks_with_the_same_steps():
+    """Steps of two micro-batches, or of one on each of two ranks; three steps an epoch, stopped after the first."""
+    whole = list(loader())
+    one, ranks = loader(), [loader(accumulate=1, rank=rank, world=2) for rank in (0, 1)]
+    list(islice(one, 2))
+    for rank in ranks:
+        rank.load_state_dict(one.state_dict())
+    assert [batch for pair in zip(*map(shown, ranks), strict=True) for batch in pair] == shown(whole)[2:]
+    ranks[0].load_state_dict(one.state_dict())
+    list(islice(ranks[0], 1))
+    again = loader()
+    again.load_state_dict(ranks[0].state_dict())
+    assert shown(again) == shown(whole)[4:]
+
+
+def test_a_position_inside_a_step_of_other_ranks_is_refused():
+    one = loader()
+    list(islice(one, 3))
+    loader().load_state_dict(one.state_dict())
+    with pytest.raises(InputError, match="stands 1 micro-batches into a step of 2, here a step has 1; give one"):
+        loader(accumulate=1, world=2).load_state_dict(one.state_dict())
+
+
 @pytest.mark.parametrize("given_batches", range(7))  # 6 an epoch
 def test_the_loader_resumes_exactly(given_batches):
     whole = loader()

@@ -15,10 +15,12 @@ import verify_resume  # noqa: E402
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_a_killed_run_ends_as_one_that_was_not(with_facts: Path, adapter: str) -> None:
+@pytest.mark.parametrize(("adapter", "strategy"), [("lora", ""), ("full", ""), ("lora", "ddp"), ("lora", "fsdp2")])
+def test_a_killed_run_ends_as_one_that_was_not(with_facts: Path, adapter: str, strategy: str) -> None:
     config = [str(ROOT / "experiments" / "debug" / "sft.yaml"), "--data.micro_tokens", "2200"]
     words = [*config, *(["--model.lora", "null"] if adapter == "full" else ["--model.lora.dropout", "0.1"])]
+    if strategy:
+        words += ["--config", str(ROOT / "experiments" / "strategies" / f"{strategy}.yaml"), "--trainer.devices", "2"]
     command = [sys.executable, str(SCRIPT), "--steps", "40", "--every", "1", "--", "--config", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=with_facts, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
