@@ -313,3 +313,17 @@ def test_qlora_trains_through_its_four_bits(untied):
         gradients.append(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_an_empty_policy_has_the_shape_of_a_loaded_one_and_no_weights(folder):
+    """What the ranks but the first hold before they get their shards."""
+    loaded, tokenizer, new_ids = make(folder)
+    empty = Policy(str(folder), tokenizer, new_ids, LORA, "float32", empty=True)
+
+    def tensors(policy):
+        return {n: (t.shape, t.dtype, t.requires_grad) for n, t in (*policy.named_parameters(), *policy.named_buffers())}
+
+    assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
+    assert tensors(empty) == tensors(loaded)
+    lean = [[n for n, module in policy.named_modules() if "forward" in vars(module)] for policy in (empty, loaded)]
+    assert lean[0] == lean[1] != []
