@@ -125,7 +125,6 @@ class Policy(nn.Module):
             model_path, dtype=dtype, attn_implementation=attention.register(), **options
         )
         self.model.config.use_cache = False
-        module: Any
         for module in self.model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' own form for CPUs has no gradient
                 module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -86,9 +86,9 @@ class FSDP2(ModelParallelStrategy):
     def check(self, module: LightningModule) -> None:
         """Raise `InputError` where a module cannot be trained in shards."""
         lora = getattr(module, "lora", None)
-        if lora is not None and lora.bits:
+        if lora is not None and lora.nf4:
             raise InputError(
-                f"model.lora.bits={lora.bits} keeps weights in blocks that FSDP cannot cut; leave it out, or take {INSTEAD}"
+                f"model.lora.nf4={lora.nf4} keeps weights in blocks that FSDP cannot cut; leave it out, or take {INSTEAD}"
             )
         optimizer = getattr(module, "optimizer_name", "adamw")
         if optimizer != "adamw":

@@ -187,8 +187,8 @@ def test_lightning_starts_the_ranks_too(config, runs, tmp_path):
     ("words", "said"),
     [
         (
-            ["--trainer.strategy=fsdp2", "--model.lora.bits=4"],
-            "model.lora.bits=4 keeps weights in blocks that FSDP cannot cut;",
+            ["--trainer.strategy=fsdp2", "--model.lora.nf4=true"],
+            "model.lora.nf4=True keeps weights in blocks that FSDP cannot cut;",
         ),
         (
             ["--trainer.strategy=fsdp2", "--model.optimizer=adamw_8bit"],
@@ -208,7 +208,7 @@ def test_what_cannot_be_sharded_is_refused_in_one_sentence(config, tmp_path, cap
 
 
 def test_the_strategy_refuses_by_itself(config):
-    module = SFT(str(config.parent / "tiny"), AgentSettings("tags", True), LoRA(4, 8, bits=4))
+    module = SFT(str(config.parent / "tiny"), AgentSettings("tags", True), LoRA(4, 8, nf4=True))
     with pytest.raises(InputError, match=r"take experiments/strategies/ddp\.yaml"):
         FSDP2().check(module)
 
