@@ -1,5 +1,6 @@
 """The trainer verbs: layered configs, errors of one sentence, and checkpoints that never change the config."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytest import CaptureFixture
 from tracking.boring import BoringAgent, BoringData
 
+from project import lightning_cli
 from project.cli import main
 from project.lightning_cli import run
 from project.tracking.callback import TrackRun
@@ -88,3 +90,14 @@ def test_help_works(capsys: CaptureFixture[str]) -> None:
         main(["fit", "--help"])
     assert stopped.value.code == 0
     assert "--trainer.max_epochs" in capsys.readouterr().out
+
+
+def test_the_ranks_that_lightning_starts_share_the_folder_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("SEEKER_RUN", "left by an earlier run")
+    first = lightning_cli._run_folder("fit", None, None)
+    assert first.name.startswith("fit-")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(os, "getppid", lambda: -1)
+    assert lightning_cli._run_folder("fit", None, None) == first
+    assert lightning_cli._run_folder("fit", "named", None).name == "named"
