@@ -167,17 +167,21 @@ def _made(path: Path, renderer: Renderer, row_weight: str | None, scratch: Path)
         raise InputError(f"row_weight '{row_weight}' is 0 for all {len(conversations)} conversations of {path}")
     held = {"number": numbers, "row": [pickle.dumps(_weighted(conversations[i], factors[i])) for i in numbers]}
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Dataset.from_dict(held).map(
-        _render,
-        batched=True,
-        batch_size=200,
-        fn_kwargs={"renderer": renderer},
-        remove_columns=list(held),
-        features=_features(),
-        num_proc=processes if len(numbers) >= PARALLEL and processes > 1 else None,
-        new_fingerprint="made",  # by default a digest of all arguments, which a tokenizer's pickle does not keep
-        cache_file_name=str(scratch / "made.arrow"),
-    )
+    environment = os.environ
+    try:
+        return Dataset.from_dict(held).map(
+            _render,
+            batched=True,
+            batch_size=200,
+            fn_kwargs={"renderer": renderer},
+            remove_columns=list(held),
+            features=_features(),
+            num_proc=processes if len(numbers) >= PARALLEL and processes > 1 else None,
+            new_fingerprint="made",  # by default a digest of all arguments, which a tokenizer's pickle does not keep
+            cache_file_name=str(scratch / "made.arrow"),
+        )
+    finally:
+        os.environ = environment  # noqa: B003 - datasets leaves a copy there, which no one who holds the first one sees change
 
 
 def _weighted(conversation: Conversation, factor: float) -> Conversation:

@@ -55,8 +55,10 @@ def test_parallel_rendering_keeps_the_order(path, monkeypatch):
     monkeypatch.setattr(samples, "PARALLEL", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(samples, "_code", lambda: ["another place in the cache"])
+    environment = os.environ
     assert list(tokenised(path, renderer())) == one
     assert made() == 2
+    assert os.environ is environment
 
 
 @pytest.mark.parametrize("what", ["row", "weight", "row weight", "template", "vocabulary", "history", "dialect", "code"])
