@@ -3,7 +3,7 @@
     python scripts/verify_resume.py --steps 20 -- --config experiments/quickstart/sft.yaml
 
 What follows `--` goes to `seeker fit`. One run goes through; the other is killed (SIGKILL, its whole process group) at a random
-moment after its first checkpoint and goes on with `--ckpt_path last`. Compared are the last checkpoints (parameters, optimizer,
+step of the first half and goes on with `--ckpt_path last`. Compared are the last checkpoints (parameters, optimizer,
 schedule, place in the data, random numbers) and the logged metrics of each step, but times and memory. Exit status: 0 the same,
 1 not.
 """
@@ -43,18 +43,17 @@ def command(arguments: list[str], folder: Path, steps: int, every: int) -> list[
     return [sys.executable, "-m", "project", "fit", *arguments, *words, "--model.export_dir", str(folder / "merged")]
 
 
-def kill_once_under_way(process: subprocess.Popen[bytes], checkpoint: Path, draw: random.Random) -> None:
-    """Kill the process group at a random moment of the steps after its first checkpoint."""
-    started = time.monotonic()
-    while not checkpoint.is_file():
+def kill_at(process: subprocess.Popen[bytes], folder: Path, step: int, steps: int) -> int:
+    """Kill the process group once its checkpoint has reached `step`, and return the step that it then stands at."""
+    while not (folder / "checkpoints" / "last.ckpt").is_file() or read(folder)["global_step"] < step:
         if process.poll() is not None:
-            sys.exit(f"the training ended with status {process.returncode} before its first checkpoint; raise --steps")
+            sys.exit(f"the training ended with status {process.returncode} before step {step}; raise --steps")
         time.sleep(0.01)
-    time.sleep(draw.uniform(0, (time.monotonic() - started) / 2))
-    if process.poll() is not None:
-        sys.exit("the training ended before it could be killed; raise --steps")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if (at := int(read(folder)["global_step"])) >= steps:
+        sys.exit(f"the training had done all {steps} steps when it was killed; raise --steps")
+    return at
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:  # noqa: ANN401 - whatever a checkpoint holds
@@ -103,7 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=2, help="optimizer steps from a checkpoint to the next")
-    parser.add_argument("--seed", type=int, help="of the moment of the kill; by default another one each time")
+    parser.add_argument("--seed", type=int, help="of the step of the kill; by default another one each time")
     parser.add_argument("arguments", nargs="+", help="of seeker fit, after --")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="seeker-resume-") as scratch:
@@ -113,15 +112,15 @@ def main() -> int:
         subprocess.run(command(given.arguments, whole, given.steps, given.every), env=environment, check=True)
         words = command(given.arguments, cut, given.steps, given.every)
         process = subprocess.Popen(words, env=environment, start_new_session=True)
-        kill_once_under_way(process, cut / "checkpoints" / "last.ckpt", random.Random(given.seed))
-        at = read(cut)["global_step"]
+        drawn = random.Random(given.seed).randint(1, max(1, given.steps // 2))
+        at = kill_at(process, cut, drawn, given.steps)
         subprocess.run([*words, "--ckpt_path", "last"], env=environment, check=True)
         expected, found = read(whole), read(cut)
         other = list(differences(expected, found))
         metrics, resumed = logged(store, whole), logged(store, cut)
         other += [f"metric {path}" for path in differences(metrics, resumed)]
     values = sum(len(steps) for steps in metrics.values())
-    print(f"killed after step {at} or later, resumed to step {given.steps}: {leaves(expected)} values of the checkpoint and")
+    print(f"killed after step {at}, resumed to step {given.steps}: {leaves(expected)} values of the checkpoint and")
     print(f"{values} logged metrics compared, {len(other)} differ{': ' + ', '.join(other[:10]) if other else ''}")
     return 1 if other else 0
 

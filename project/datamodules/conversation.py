@@ -35,7 +35,7 @@ class ConversationDataModule(LightningDataModule):
 
         Args:
             train_file: conversations (`.jsonl`, `.parquet`; `.gz` too); or a mixture of files, each with how many times an
-                epoch goes through it: 2 shows every conversation twice, 0.25 a quarter of them, drawn by the seed.
+                epoch goes through it: 2 shows every sample twice, 0.25 a quarter of them, drawn by the seed.
             validation_file: conversations that share no group with the training ones.
             micro_tokens: most tokens in one micro-batch, into which conversations are packed whole; an optimizer step is
                 accumulate_grad_batches x ranks of them. A longer conversation is dropped and counted; no label is ever cut off.
@@ -110,6 +110,8 @@ class ConversationDataModule(LightningDataModule):
         return samples.take([index for number in drawn for index in by_conversation[number]])
 
     def _fitting(self, name: str, samples: Samples) -> Samples:
+        if not len(samples):
+            raise InputError(f"no {name} sample is left of {self.data_files[name]}; raise its times in train_file")
         kept = [index for index, tokens in enumerate(samples.column("tokens")) if tokens <= self.micro_tokens]
         self.dropped[name] = len(samples) - len(kept)
         if not kept:
@@ -166,7 +168,7 @@ def check_disjoint(train: list[Samples], held_out: Samples, files: Mapping[str, 
         raise InputError(f"training and validation are the same file {validation}; give two that share no question")
 
     def groups(samples: Samples) -> set[str]:
-        return {part for group in samples.column("group") for part in group.split("|")}
+        return {group for found in samples.column("groups") for group in found}
 
     shared = set().union(*(groups(part) for part in train)) & groups(held_out)
     if shared:

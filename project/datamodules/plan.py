@@ -194,9 +194,9 @@ class PlannedLoader:
         """
         if state.get("plan") != self._digest():
             raise InputError(
-                "the checkpoint stands in another plan of the samples: the data, the tokenizer, data.micro_tokens, data.seed, "
-                "accumulate_grad_batches x ranks has changed; give what it was made with, or start a training without "
-                "--ckpt_path"
+                "the checkpoint stands in another plan of the samples: the data, their weights or limit, the tokenizer, the "
+                "code or packages that tokenise, data.micro_tokens, data.seed or accumulate_grad_batches x ranks has changed; "
+                "give what it was made with, or start a training without --ckpt_path"
             )
         steps, inside = divmod(state["position"], state["accumulate"])
         if inside and state["accumulate"] != self.accumulate:

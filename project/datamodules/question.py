@@ -30,7 +30,7 @@ class QuestionLoader:
     passes: int = 1
     """Times that an epoch goes over the questions, each in an order of its own."""
     balanced: bool = False
-    """Each batch holds the kinds of question as evenly as the questions do, so that batches can be compared."""
+    """The kinds of question follow in turn while each lasts: of as many of each kind, batches can be compared."""
     position: int = field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -69,8 +69,9 @@ class QuestionLoader:
         """
         if state.get("plan") != self._digest():
             raise InputError(
-                "the checkpoint stands in another plan of the questions: the file, data.train_limit, data.train_passes, "
-                "data.batch_questions or data.seed has changed; give what it was made with, or start without --ckpt_path"
+                "the checkpoint stands in another plan of the questions: the file, data.train_limit, data.train_balanced, "
+                "data.train_passes, data.batch_questions or data.seed has changed; give what it was made with, or start "
+                "without --ckpt_path"
             )
         self.epoch, self.position = state["epoch"], state["position"]
 

@@ -27,7 +27,7 @@ from project.rendering import Renderer, Sample
 
 CODE = ("rendering.py", "dialects.py", "records.py", "files.py", "datamodules/samples.py")
 """What makes samples, in the package."""
-PACKAGES = ("tokenizers", "transformers", "datasets")
+PACKAGES = ("tokenizers", "transformers", "datasets", "jinja2", "polars")
 PARALLEL = 1000
 """Conversations from which a second process is worth its start."""
 
@@ -47,7 +47,7 @@ class Samples(Sequence[Sample]):
         """Return samples that were made elsewhere, held in memory."""
         from datasets import Dataset
 
-        columns = _columns([(number, sample, "") for number, sample in enumerate(samples)])
+        columns = _columns([(number, sample, [sample.id]) for number, sample in enumerate(samples)])
         return cls(Dataset.from_dict(columns, features=_features()), range(len(samples)), _digest(columns))
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Samples(Sequence[Sample]):
         return Samples(self.table, [self.rows[i] for i in indices], _digest([self.key, list(indices)]))
 
     def column(self, name: str) -> list[Any]:
-        """Return of each sample its `tokens`, `total` (weight of its labels), `conversation` (its number) or `group`."""
+        """Return of each sample its `tokens`, `total` (weight of its labels), `conversation` (its number) or `groups`."""
         values = self.table.data.column(name).to_pylist()
         return [values[row] for row in self.rows]
 
@@ -103,10 +103,18 @@ def tokenised(path: Path, renderer: Renderer, row_weight: str | None = None) -> 
 
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist; make it with `seeker data`, or give the conversations that you have")
-    key = _digest([file_digest(path), renderer_key(renderer), row_weight, _code()])
+    content = file_digest(path)
+    key = _digest([content, renderer_key(renderer), row_weight, _code()])
     folder = cache_folder() / key
     if not folder.is_dir():
-        _write(folder, lambda scratch: _made(path, renderer, row_weight, scratch))
+
+        def make(scratch: Path) -> Any:  # noqa: ANN401 - a Dataset
+            made = _made(path, renderer, row_weight, scratch)
+            if file_digest(path) != content:
+                raise InputError(f"{path} was written while it was read; run the same command again")
+            return made
+
+        _write(folder, make)
     table = load_from_disk(folder)
     return Samples(table, range(len(table)), key)
 
@@ -191,18 +199,20 @@ def _weighted(conversation: Conversation, factor: float) -> Conversation:
 
 
 def _render(batch: dict[str, list[Any]], renderer: Renderer) -> dict[str, list[Any]]:
+    from project.datamodules.plan import groups_of
+
     made = []
     for number, row in zip(batch["number"], batch["row"], strict=True):
         conversation: Conversation = pickle.loads(row)
-        made += [(number, sample, conversation.group or conversation.id) for sample in renderer.samples(conversation)]
+        made += [(number, sample, sorted(groups_of(conversation))) for sample in renderer.samples(conversation)]
     return _columns(made)
 
 
-def _columns(made: Sequence[tuple[int, Sample, str]]) -> dict[str, list[Any]]:
+def _columns(made: Sequence[tuple[int, Sample, list[str]]]) -> dict[str, list[Any]]:
     return {
         "id": [sample.id for _, sample, _ in made],
         "conversation": [number for number, _, _ in made],
-        "group": [group for _, _, group in made],
+        "groups": [groups for _, _, groups in made],
         "tokens": [len(sample.ids) for _, sample, _ in made],
         "total": [sum(sample.weights[1:]) for _, sample, _ in made],  # nothing predicts a first token
         "ids": [sample.ids for _, sample, _ in made],
@@ -214,8 +224,8 @@ def _columns(made: Sequence[tuple[int, Sample, str]]) -> dict[str, list[Any]]:
 def _features() -> Any:  # noqa: ANN401
     from datasets import Features, List, Value
 
-    types = {"id": "string", "conversation": "int64", "group": "string", "tokens": "int64", "total": "float64"}
-    lists = {"ids": "int32", "kinds": "int8", "weights": "float32"}
+    types = {"id": "string", "conversation": "int64", "tokens": "int64", "total": "float64"}
+    lists = {"groups": "string", "ids": "int32", "kinds": "int8", "weights": "float32"}
     return Features({n: Value(t) for n, t in types.items()} | {n: List(Value(t)) for n, t in lists.items()})
 
 

@@ -21,7 +21,15 @@ BASE_DIGEST = "seeker_base"
 OPTIMIZER_SETTINGS = "seeker_optimizer"
 RANDOM_STATES = "seeker_random"
 ACCUMULATE = "seeker_accumulate"
-OF_OPTIMIZER = ("learning_rate", "critic_learning_rate", "weight_decay")
+PINNED = {
+    "learning_rate": "learning_rate",
+    "critic_learning_rate": "critic_learning_rate",
+    "weight_decay": "weight_decay",
+    "optimizer": "optimizer_name",
+    "precision": "precision_name",
+    "lora": "lora",
+}
+"""What training must go on with: its name in a config, and in the module."""
 
 
 class AdapterCheckpoint:
@@ -60,7 +68,7 @@ class AdapterCheckpoint:
         for name, value in self._optimizer_settings().items() if fitting else ():
             if held.get(name, value) != value:
                 raise InputError(
-                    f"model.{name}={value}, and the optimizer in the checkpoint goes on with {held[name]}; give that, or start "
+                    f"model.{name}={value}, and the training in the checkpoint goes on with {held[name]}; give that, or start "
                     "a new training without --ckpt_path"
                 )
         trained_on = checkpoint.get(BASE_DIGEST)
@@ -87,8 +95,9 @@ class AdapterCheckpoint:
     def _own_trainer(self) -> Any:  # noqa: ANN401 - LightningModule's `trainer` raises where there is none
         return getattr(self, "_trainer", None)
 
-    def _optimizer_settings(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in OF_OPTIMIZER if hasattr(self, name)}
+    def _optimizer_settings(self) -> dict[str, float | str]:
+        found = {name: getattr(self, attribute) for name, attribute in PINNED.items() if hasattr(self, attribute)}
+        return {name: value if isinstance(value, (int, float, str)) else repr(value) for name, value in found.items()}
 
 
 def recount(fit_loop: dict[str, Any], before: int, now: int) -> None:

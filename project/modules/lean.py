@@ -88,11 +88,12 @@ def _lean_forward(module: nn.Module) -> MethodType | None:
         dtype = weight.dtype if weight.is_floating_point() else parts.gate_proj.compute_dtype  # of a 4-bit layer
     else:
         return None
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     if any(parameter.is_meta for parameter in module.parameters()):  # the weights come later: any will do
         module = deepcopy(module).to_empty(device="cpu")
         for parameter in module.parameters():
             nn.init.normal_(parameter, generator=generator)
     forward = MethodType(formula, module)
-    x = torch.randn(4, width, generator=generator).to(next(module.parameters()).device, dtype)
+    # Lightning loads models under a default device, which a generator does not follow.
+    x = torch.randn(4, width, generator=generator, device="cpu").to(next(module.parameters()).device, dtype)
     return forward if torch.equal(module(x), forward(x)) else None

@@ -130,6 +130,7 @@ class Policy(nn.Module):
                 module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.train()  # in the mode that transformers loads models in it would do nothing
         _check_head(self.model)
         make_lean(self.model)
         if new_ids:

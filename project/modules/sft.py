@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from project.datamodules.plan import MicroBatch
-from project.errors import TrainingError
+from project.errors import InputError, TrainingError
 from project.losses import weighted_cross_entropy
 from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.optimization import OptimizerName, make_optimizer, warmup_cosine
@@ -103,6 +103,11 @@ class SFT(AdapterCheckpoint, LightningModule):
     def make_renderer(self, weights: Mapping[str, float]) -> Renderer:
         """Return the renderer that the datamodule tokenises with."""
         return Renderer(self.tokenizer, self.dialect, self.settings.history, weights)
+
+    def on_fit_start(self) -> None:
+        """Refuse float16, whose scaled gradients neither the clipping nor the check for finite ones here are for."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise InputError("trainer.precision: 16-mixed scales gradients, which this training does not undo; take bf16-mixed")
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """Return the micro-batch's share of the step's loss, scaled so that Lightning's averages cancel."""

@@ -1,6 +1,7 @@
 """Conversations to planned micro-batches: what is refused, dropped, weighted, and how the order goes on."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,11 @@ def test_trap_13_train_and_validation_are_not_one_file(tmp_path):
     data.mixture, data.validation_file = {path: 1.0}, tmp_path / "link.jsonl"
     with pytest.raises(InputError, match="training and validation are the same file"):
         data.setup("fit")
+
+
+def test_ids_are_not_cut_into_groups(tmp_path):
+    named = [replace(conversation(i), id=f"trace{i}|3") for i in range(2)]
+    ready(tmp_path, named[:1], named[1:])
 
 
 def test_different_groups_pass(tmp_path):

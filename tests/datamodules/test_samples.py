@@ -40,8 +40,17 @@ def test_the_samples_are_the_renderers(path):
         assert list(found) == expected
         assert found.column("tokens") == [len(sample.ids) for sample in expected]
         assert found.column("total") == [sum(sample.weights[1:]) for sample in expected]
-        assert found.column("group") == [f"g{i}" for i in range(6)]
+        assert found.column("groups") == [[f"g{i}"] for i in range(6)]
     assert made() == 1
+
+
+def test_a_file_that_is_written_while_it_is_read_is_not_kept(path, monkeypatch):
+    digests = iter(["before", "after"])
+    monkeypatch.setattr(samples, "_code", lambda: [])
+    monkeypatch.setattr(samples, "file_digest", lambda _: next(digests))
+    with pytest.raises(InputError, match=r"rows.jsonl was written while it was read; run the same command again"):
+        tokenised(path, renderer())
+    assert made() == 0
 
 
 def test_a_second_reading_renders_nothing(path, monkeypatch):
@@ -216,6 +225,11 @@ def test_a_mixture_goes_through_each_file_as_often_as_it_says(tmp_path):
 def test_numbers_that_train_nothing_are_refused(tmp_path, changes, said):
     with pytest.raises(InputError, match=said):
         ready(tmp_path, **changes)
+
+
+def test_a_share_that_leaves_nothing_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"no train sample is left of .*raise its times in train_file"):
+        ready(tmp_path, mixture={tmp_path / "train.jsonl": 0.01})
 
 
 def test_fewer_samples_than_a_step_takes(tmp_path):

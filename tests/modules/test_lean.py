@@ -70,6 +70,12 @@ def test_modules_of_another_formula_stay_as_they_are():
     assert make_lean(layers("llama", hidden_act="gelu")) == {"LlamaRMSNorm": 1}
 
 
+def test_a_default_device_does_not_confuse_the_check():
+    modules = layers("llama")
+    with torch.device("meta"):  # as Lightning loads models under the GPU's
+        assert sum(make_lean(modules).values()) == 2
+
+
 def test_less_is_kept_for_backward():
     def kept(modules):
         blocks = {}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from project.datamodules.conversation import ConversationDataModule
 from project.datamodules.plan import PlannedLoader, collate, plan_epoch
 from project.dialects import Action, get_dialect
-from project.errors import TrainingError
+from project.errors import InputError, TrainingError
 from project.files import write_rows
 from project.modules.optimization import warmup_cosine
 from project.modules.policy import AgentSettings, LoRA
@@ -381,6 +381,22 @@ def test_the_samples_whose_loss_is_not_finite_are_named(folder, files, tmp_path)
     assert f"(samples {', '.join(told['bad'])});" in str(caught.value)
 
 
+def test_scaled_gradients_are_refused(folder):
+    module = make_module(folder)
+    module._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
+    with pytest.raises(InputError, match=r"16-mixed scales gradients.*take bf16-mixed"):
+        module.on_fit_start()
+
+
+@pytest.mark.parametrize("change", [{"lora": LoRA(4, 16.0)}, {"optimizer": "adamw_8bit"}, {"learning_rate": 0.5}])
+def test_training_goes_on_with_what_it_began_with(folder, files, tmp_path, change):
+    given = {"lora": LoRA(4, 8.0)}
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(make_module(folder, **given), make_data(files), tmp_path, max_steps=1, max_epochs=-1, callbacks=[saving])
+    with pytest.raises(InputError, match=f"model.{next(iter(change))}=.*the training in the checkpoint goes on with"):
+        fit(make_module(folder, **{**given, **change}), make_data(files), tmp_path, ckpt_path=str(tmp_path / "step=1.ckpt"))
+
+
 def test_many_samples_are_counted():
     parts = [StepPart(torch.tensor(1.0), 3, [f"c{i}" for i in range(20)])]
     assert suspects(parts) == [f"c{i}" for i in range(20)]
@@ -395,10 +411,14 @@ def test_many_samples_are_counted():
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_gradient(folder, files, tmp_path):
-    plain = fit(make_module(folder), make_data(files), tmp_path / "plain", max_steps=1, max_epochs=-1)
-    module = make_module(folder, gradient_checkpointing=True)
-    again = fit(module, make_data(files), tmp_path / "again", max_steps=1, max_epochs=-1)
-    assert any(getattr(layer, "gradient_checkpointing", False) for layer in module.policy.model.modules())
+    def run(checkpointing):
+        module, calls = make_module(folder, gradient_checkpointing=checkpointing), []
+        module.configure_model()
+        module.policy.causal_lm.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+        return fit(module, make_data(files), tmp_path / str(checkpointing), max_steps=1, max_epochs=-1), len(calls)
+
+    (plain, once), (again, twice) = run(False), run(True)
+    assert (once, twice) == (1, 2)
     for name, gradient in plain.gradients[0].items():
         torch.testing.assert_close(again.gradients[0][name], gradient, rtol=0, atol=0)
 
