@@ -66,7 +66,7 @@ class SFT(AdapterCheckpoint, LightningModule):
             settings: dialect and history, stored beside the exported weights.
             lora: the adapter; null trains all weights.
             precision: dtype of the base weights; adapters are float32.
-            gradient_checkpointing: compute each layer twice and keep less of it: a third more time, far less memory.
+            gradient_checkpointing: compute each layer a second time in backward and keep only what goes into it.
             learning_rate: peak of AdamW, after warm-up; then cosine to 0.
             warmup_share: share of all steps spent warming up.
             weight_decay: of AdamW, for matrices; norms and biases do not decay.

@@ -414,7 +414,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_gradient(folder, file
     def run(checkpointing):
         module, calls = make_module(folder, gradient_checkpointing=checkpointing), []
         module.configure_model()
-        module.policy.causal_lm.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+        module.policy.causal_lm.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
         return fit(module, make_data(files), tmp_path / str(checkpointing), max_steps=1, max_epochs=-1), len(calls)
 
     (plain, once), (again, twice) = run(False), run(True)
