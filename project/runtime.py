@@ -58,7 +58,7 @@ def start_with_tcmalloc() -> None:
     """Start this process over, under the same id, with tcmalloc in place of glibc's malloc, where the system has it.
 
     glibc cannot give a freed aligned block to a request of the same size, and torch aligns all of its blocks: LoRA steps of
-    1,408 tokens ran at 739 tokens/s in 2.6 GB with tcmalloc, at 614 in 3.7 GB without (`experiments/README.md`). vLLM asks for
+    1,408 tokens ran at 739 tokens/s in 2.6 GB with tcmalloc, at 614 in 3.7 GB without (`experiments/LOG.md`). vLLM asks for
     it on CPUs too. A user who has chosen an allocator keeps it.
     """
     library = next((path for folder in _LIBRARIES for path in Path("/").glob(folder)), None)

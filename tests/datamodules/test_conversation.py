@@ -74,11 +74,13 @@ def test_trap_13_train_and_validation_are_not_one_file(tmp_path):
 
 def test_ids_are_not_cut_into_groups(tmp_path):
     named = [replace(conversation(i), id=f"trace{i}|3") for i in range(2)]
-    ready(tmp_path, named[:1], named[1:])
+    data = ready(tmp_path, named[:1], named[1:])
+    assert [s.id for s in data.train_dataloader().samples] == ["trace0|3"]
 
 
 def test_different_groups_pass(tmp_path):
-    ready(tmp_path, [conversation(0, "a|b")], [conversation(0, "c")])
+    data = ready(tmp_path, [conversation(0, "a|b")], [conversation(0, "c")])
+    assert data.dropped == {"train": 0, "validation": 0}
 
 
 def test_trap_03_no_label_is_cut_off(tmp_path, caplog):
