@@ -187,10 +187,10 @@ class PlannedLoader:
         return {"epoch": self.epoch, "position": self.position, "accumulate": self.accumulate, "plan": self._digest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` stood, maybe on another number of ranks that shares the same steps.
+        """Continue where `state` stood, maybe on another number of ranks that shares the same steps; a step begun starts anew.
 
         Raises:
-            InputError: it stood in another plan, whose positions mean other samples here, or inside a step of other ranks.
+            InputError: it stood in another plan, whose positions mean other samples here.
         """
         if state.get("plan") != self._digest():
             raise InputError(
@@ -198,13 +198,7 @@ class PlannedLoader:
                 "code or packages that tokenise, data.micro_tokens, data.seed or accumulate_grad_batches x ranks has changed; "
                 "give what it was made with, or start a training without --ckpt_path"
             )
-        steps, inside = divmod(state["position"], state["accumulate"])
-        if inside and state["accumulate"] != self.accumulate:
-            raise InputError(
-                f"the checkpoint stands {inside} micro-batches into a step of {state['accumulate']}, here a step has "
-                f"{self.accumulate}; give one that was saved after a step"
-            )
-        self.epoch, self.position = state["epoch"], steps * self.accumulate + inside
+        self.epoch, self.position = state["epoch"], state["position"] // state["accumulate"] * self.accumulate
 
     def _digest(self) -> str:
         held = (self.samples.key, self.micro_tokens, self.accumulate * self.world, self.seed)

@@ -39,6 +39,8 @@ class AdapterCheckpoint:
     _base: str = ""
     _random: dict[str, Any] | None = None
     """Read from a checkpoint, and not yet set."""
+    _random_of_step: dict[str, Any] | None = None
+    """As the optimizer step began."""
 
     def pin_base(self) -> None:
         """Note which base is loaded; call it where the weights are read, as the folder may be written anew later."""
@@ -50,9 +52,11 @@ class AdapterCheckpoint:
         state = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: value for name, value in state if not _belongs(name, frozen)}
         checkpoint[OPTIMIZER_SETTINGS] = self._optimizer_settings()
-        checkpoint[RANDOM_STATES] = of_all_ranks(random_state())
         trainer = self._own_trainer()
-        checkpoint[ACCUMULATE] = trainer.accumulate_grad_batches if trainer is not None else 1
+        parts = trainer.accumulate_grad_batches if trainer is not None else 1
+        inside = parts > 1 and trainer.fit_loop.epoch_loop.batch_progress.current.ready % parts
+        checkpoint[RANDOM_STATES] = of_all_ranks((inside and self._random_of_step) or random_state())
+        checkpoint[ACCUMULATE] = parts
         if frozen:
             checkpoint[BASE_DIGEST] = self._base
 
@@ -85,12 +89,22 @@ class AdapterCheckpoint:
         rank = trainer.global_rank if trainer is not None else 0
         self._random = states[rank] if fitting and rank < len(states) else None
 
+    def on_train_start(self) -> None:
+        """Begin the next epoch as always where a checkpoint was the last of its epoch: Lightning would skip its first hooks."""
+        loop = self._own_trainer().fit_loop
+        inside = loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_train_batch_end
+        if inside and loop.epoch_loop.batch_progress.is_last_batch:
+            loop.reset_restart_stage()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 - Lightning's hook
         """Set the checkpoint's random numbers: what runs before, the loader's start above all, may draw some."""
-        del batch, batch_idx
+        del batch
         if self._random is not None:
             set_random_state(self._random)
             self._random = None
+        parts = self._own_trainer().accumulate_grad_batches
+        if parts > 1 and batch_idx % parts == 0:
+            self._random_of_step = random_state()
 
     def _own_trainer(self) -> Any:  # noqa: ANN401 - LightningModule's `trainer` raises where there is none
         return getattr(self, "_trainer", None)
@@ -101,12 +115,16 @@ class AdapterCheckpoint:
 
 
 def recount(fit_loop: dict[str, Any], before: int, now: int) -> None:
-    """Have Lightning's loop count the micro-batches that it went through as if a step had `now` of them, not `before`.
+    """Have Lightning's loop count the micro-batches of whole steps, as if a step had `now` of them, not `before`.
 
-    It saves inside a micro-batch's hooks: each count keeps its distance from `ready`, the micro-batches begun.
+    What was gathered inside a step is lost with its process: the step is done anew. Lightning saves inside a micro-batch's
+    hooks: each count keeps its distance from `ready`, the micro-batches begun.
     """
-    for counts in (fit_loop["epoch_loop.batch_progress"][name] for name in ("total", "current")):
-        moved = counts["ready"] // before * now + counts["ready"] % before - counts["ready"]
+    progress = fit_loop["epoch_loop.batch_progress"]
+    if progress["current"]["ready"] % before:
+        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # of the step before: Lightning takes it for uncounted
+    for counts in (progress["total"], progress["current"]):
+        moved = counts["ready"] // before * now - counts["ready"]
         counts.update({name: count + moved for name, count in counts.items()})
 
 

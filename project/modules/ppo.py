@@ -175,6 +175,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     def on_train_start(self) -> None:
         """Give the engine the weights of a resumed run; its version goes on counting updates. Earlier hooks may not log."""
+        super().on_train_start()
         if int(self.updates):
             assert self._engine is not None
             self._engine.version = int(self.updates) - 1

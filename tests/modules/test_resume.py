@@ -1,0 +1,99 @@
+"""Training stopped wherever Lightning saves a checkpoint, and gone on with: the same parameters, logged values and hooks."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from test_sft import conversation, make_data, make_module
+from tiny import tiny_model_folder
+
+from project.files import write_rows
+from project.modules.policy import LoRA
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from verify_resume import differences  # noqa: E402
+
+UNLIKE = ("zero_grad", "val_loop")
+"""Counts of what was done: a step done anew clears its gradients twice; and see the test's docstring."""
+
+
+class Rows(Logger):
+    """Keeps (step, metric, value)."""
+
+    name = version = "rows"
+
+    def __init__(self):
+        super().__init__()
+        self.rows = set()
+
+    def log_metrics(self, metrics, step=None):
+        self.rows |= {(step, name, value) for name, value in metrics.items()}
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+class Stops(Callback):
+    """Notes the training hooks, and saves a checkpoint wherever Lightning's own callback may before the last step."""
+
+    def __init__(self, folder):
+        self.folder, self.hooks, self.saved, self.done = folder, [], [], 0
+
+    def _at(self, trainer, hook=None, skipped=0):
+        self.hooks += [hook] if hook else []
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0:
+            self.done = len(self.hooks)
+        if self.folder and trainer.global_step < trainer.estimated_stepping_batches:
+            self.saved.append((self.folder / f"{len(self.saved)}.ckpt", self.done + skipped))
+            trainer.save_checkpoint(self.saved[-1][0])
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.hooks.append("epoch start")
+        self.done = len(self.hooks)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._at(trainer, batch["names"], int(trainer.is_last_batch))
+
+    def on_validation_end(self, trainer, pl_module):
+        self._at(trainer)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self._at(trainer, "epoch end")
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "options"),
+    [(1, {"val_check_interval": 2}), (2, {"val_check_interval": 1}), (4, {}), (2, {"limit_val_batches": 0})],
+    ids=["steps", "validation inside steps", "one step an epoch", "no validation"],
+)
+def test_training_goes_on_from_every_checkpoint(tmp_path, accumulate, options):
+    """4 micro-batches an epoch, three epochs, dropout.
+
+    Lightning skips what was due right after a checkpoint saved at a micro-batch's end: a validation, the epoch's end.
+    """
+    folder = tiny_model_folder(tmp_path / "model")
+    for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
+        write_rows(tmp_path / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
+
+    def run(save=None, ckpt_path=None):
+        stops, rows = Stops(save), Rows()
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=3, accumulate_grad_batches=accumulate, callbacks=[stops], logger=rows,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            log_every_n_steps=1, default_root_dir=tmp_path / "run", **options,
+        )  # fmt: skip
+        trainer.fit(make_module(folder, LoRA(4, 8.0, dropout=0.1), learning_rate=1e-2), make_data(tmp_path), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        return stops, rows.rows, torch.load(tmp_path / "end.ckpt", weights_only=True)
+
+    whole, rows, expected = run(save=tmp_path / "stops")
+    assert len(whole.saved) > 10
+    for path, done in whole.saved:
+        resumed, again, found = run(ckpt_path=path)
+        assert resumed.hooks == whole.hooks[done:]
+        assert again <= rows
+        odd = [name for name in differences(expected, found) if not any(word in name for word in (*UNLIKE, "callbacks"))]
+        assert odd == []
