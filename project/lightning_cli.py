@@ -179,6 +179,12 @@ def _run_folder(verb: str, name: str | None, ckpt_path: Any) -> Path:  # noqa: A
         folder = Path(ckpt_path).resolve().parent
         return folder.parent if folder.name == "checkpoints" else folder
     made = os.environ.get("SEEKER_RUN") if int(os.environ.get("LOCAL_RANK", "0")) else None
+    ranks = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    if ranks > 1 and not (name or made):
+        raise InputError(
+            f"{ranks} ranks that were started from outside would each name the run's folder by their own clock; give "
+            "trainer.default_root_dir or trainer.logger.run_name"
+        )
     made = made or f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getppid()}"
     os.environ["SEEKER_RUN"] = made  # the other ranks that Lightning starts take the same folder
     return runs_folder() / (name or made)

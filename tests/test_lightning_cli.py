@@ -12,6 +12,7 @@ from tracking.boring import BoringAgent, BoringData
 
 from project import lightning_cli
 from project.cli import main
+from project.errors import InputError
 from project.lightning_cli import run
 from project.tracking.callback import TrackRun
 
@@ -100,4 +101,14 @@ def test_the_ranks_that_lightning_starts_share_the_folder_of_the_first(monkeypat
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(os, "getppid", lambda: -1)
     assert lightning_cli._run_folder("fit", None, None) == first
+    assert lightning_cli._run_folder("fit", "named", None).name == "named"
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_ranks_from_outside_must_be_told_their_folder(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEEKER_RUN", "LOCAL_RANK", "WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(InputError, match=r"^2 ranks that were started from outside .*; give trainer.default_root_dir or"):
+        lightning_cli._run_folder("fit", None, None)
     assert lightning_cli._run_folder("fit", "named", None).name == "named"

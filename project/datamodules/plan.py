@@ -194,9 +194,9 @@ class PlannedLoader:
         """
         if state.get("plan") != self._digest():
             raise InputError(
-                "the checkpoint stands in another plan of the samples: the data, their weights or limit, the tokenizer, the "
-                "code or packages that tokenise, data.micro_tokens, data.seed or accumulate_grad_batches x ranks has changed; "
-                "give what it was made with, or start a training without --ckpt_path"
+                "the checkpoint stands in another plan of the samples: the data, their weights or limit, how they are rendered "
+                "and tokenised, data.micro_tokens, data.seed or accumulate_grad_batches x ranks has changed; give what it was "
+                "made with, or start a training without --ckpt_path"
             )
         self.epoch, self.position = state["epoch"], state["position"] // state["accumulate"] * self.accumulate
 

@@ -2,7 +2,7 @@
 
 The key covers the file's content, the tokenizer with its template, dialect, history, weights and the code that makes samples,
 so that a changed one makes another set. A set is written beside its place and renamed: it is whole or absent, and of two
-processes that make the same one the later finds it there.
+processes that make the same one the later finds it there. What no one has used for a month goes when a set is made.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,11 @@ CODE = ("rendering.py", "dialects.py", "records.py", "files.py", "datamodules/sa
 PACKAGES = ("tokenizers", "transformers", "datasets", "jinja2", "polars")
 PARALLEL = 1000
 """Conversations from which a second process is worth its start."""
+LISTS = {"groups": "string", "ids": "int32", "kinds": "int8", "weights": "float32"}
+"""Columns with a list a sample, and what their values are stored as."""
+KEPT_SECONDS = 30 * 24 * 3600
+CONTENT = "content"
+"""The file of a set that holds the digest of its samples."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Samples(Sequence[Sample]):
     """A `datasets.Dataset` with a row a sample."""
     rows: Sequence[int]
     key: str
-    """What tells these samples, in this order, from any others."""
+    """What tells these samples, in this order, from any others, whoever made them."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Samples:
@@ -48,7 +54,8 @@ class Samples(Sequence[Sample]):
         from datasets import Dataset
 
         columns = _columns([(number, sample, [sample.id]) for number, sample in enumerate(samples)])
-        return cls(Dataset.from_dict(columns, features=_features()), range(len(samples)), _digest(columns))
+        table = Dataset.from_dict(columns, features=_features())
+        return cls(table, range(len(samples)), _content(table))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,9 +121,11 @@ def tokenised(path: Path, renderer: Renderer, row_weight: str | None = None) -> 
                 raise InputError(f"{path} was written while it was read; run the same command again")
             return made
 
+        _sweep(folder.parent)
         _write(folder, make)
+    os.utime(folder)
     table = load_from_disk(folder)
-    return Samples(table, range(len(table)), key)
+    return Samples(table, range(len(table)), (folder / CONTENT).read_text())
 
 
 def renderer_key(renderer: Renderer) -> str:
@@ -188,6 +197,12 @@ def _made(path: Path, renderer: Renderer, row_weight: str | None, scratch: Path)
             new_fingerprint="made",  # by default a digest of all arguments, which a tokenizer's pickle does not keep
             cache_file_name=str(scratch / "made.arrow"),
         )
+    except RuntimeError as error:
+        if "abruptly died" not in str(error):
+            raise
+        raise InputError(
+            f"a process that tokenised {path} was killed, as the system does when memory ends; free some and run this again"
+        ) from error
     finally:
         os.environ = environment  # noqa: B003 - datasets leaves a copy there, which no one who holds the first one sees change
 
@@ -225,8 +240,7 @@ def _features() -> Any:  # noqa: ANN401
     from datasets import Features, List, Value
 
     types = {"id": "string", "conversation": "int64", "tokens": "int64", "total": "float64"}
-    lists = {"groups": "string", "ids": "int32", "kinds": "int8", "weights": "float32"}
-    return Features({n: Value(t) for n, t in types.items()} | {n: List(Value(t)) for n, t in lists.items()})
+    return Features({n: Value(t) for n, t in types.items()} | {n: List(Value(t)) for n, t in LISTS.items()})
 
 
 def _write(folder: Path, make: Callable[[Path], Any]) -> None:
@@ -239,13 +253,32 @@ def _write(folder: Path, make: Callable[[Path], Any]) -> None:
             f"the cache {folder.parent} cannot be written ({error}); set XDG_CACHE_HOME to a folder that can"
         ) from error
     try:
-        make(scratch).save_to_disk(scratch / "set")
+        table = make(scratch)
+        table.save_to_disk(scratch / "set")
+        (scratch / "set" / CONTENT).write_text(_content(table))
         (scratch / "set").replace(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was first, with the same set
             raise InputError(f"the cache {folder} cannot be written ({error}); free space, or set XDG_CACHE_HOME") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Delete what was neither made nor used for a month: old sets, and what a killed process left half-made."""
+    for folder in parent.glob("*") if parent.is_dir() else ():
+        if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _content(table: Any) -> str:  # noqa: ANN401 - a Dataset
+    """Return a digest of a table's samples, however it is cut into chunks."""
+    digest = hashlib.sha256(json.dumps(table["id"][:]).encode())
+    for name in ("conversation", "tokens", "ids", "kinds", "weights"):
+        for chunk in table.data.column(name).chunks:
+            values = chunk.flatten() if name in LISTS else chunk
+            digest.update(values.to_numpy(zero_copy_only=False))
+    return digest.hexdigest()[:24]
 
 
 def _code() -> list[str]:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -60,12 +62,14 @@ def test_a_second_reading_renders_nothing(path, monkeypatch):
 
 
 def test_parallel_rendering_keeps_the_order(path, monkeypatch):
-    one = list(tokenised(path, renderer()))
+    one = tokenised(path, renderer())
     monkeypatch.setattr(samples, "PARALLEL", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(samples, "_code", lambda: ["another place in the cache"])
     environment = os.environ
-    assert list(tokenised(path, renderer())) == one
+    two = tokenised(path, renderer())
+    assert list(two) == list(one)
+    assert two.key == one.key
     assert made() == 2
     assert os.environ is environment
 
@@ -93,7 +97,8 @@ def test_whatever_decides_the_samples_makes_another_set(path, what, monkeypatch)
             monkeypatch.setattr(samples, "_code", lambda: ["changed"])
     after = tokenised(path, changed, expression)
     assert made() == 2
-    assert after.key != before.key
+    assert (after.key == before.key) == (list(after) == list(before))  # a plan stands, whoever made its samples
+    assert (after.key == before.key) == (what not in {"row", "weight", "row weight", "history"})
 
 
 def test_killed_while_writing_nothing_half_written_is_read(path, monkeypatch):
@@ -110,6 +115,33 @@ def test_killed_while_writing_nothing_half_written_is_read(path, monkeypatch):
             tokenised(path, renderer())
     assert made() == 0
     assert len(tokenised(path, renderer())) == 6
+
+
+def _dies(batch, renderer):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_one_sentence(path, monkeypatch):
+    monkeypatch.setattr(samples, "PARALLEL", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(samples, "_render", _dies)
+    with pytest.raises(InputError, match=r"a process that tokenised .*rows.jsonl was killed, as the system does when memory"):
+        tokenised(path, renderer())
+    assert made() == 0
+
+
+def test_what_no_one_used_for_a_month_goes_when_a_set_is_made(path):
+    tokenised(path, renderer())
+    tokenised(path, renderer(think=1.25))
+    left = cache_folder() / ".making-killed"
+    left.mkdir()
+    for folder in cache_folder().iterdir():
+        os.utime(folder, (0, time.time() - 31 * 24 * 3600))
+    tokenised(path, renderer())  # used again
+    assert made() == 3
+    tokenised(path, renderer(think=1.75))
+    assert made() == 2
+    assert not left.exists()
 
 
 def _make(path, barrier, queue):

@@ -14,7 +14,7 @@ from project.files import write_rows
 from project.modules.policy import LoRA
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from verify_resume import differences  # noqa: E402
+from verify_resume import differences
 
 UNLIKE = ("zero_grad", "val_loop")
 """Counts of what was done: a step done anew clears its gradients twice; and see the test's docstring."""
@@ -85,7 +85,8 @@ def test_training_goes_on_from_every_checkpoint(tmp_path, accumulate, options):
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
             log_every_n_steps=1, default_root_dir=tmp_path / "run", **options,
         )  # fmt: skip
-        trainer.fit(make_module(folder, LoRA(4, 8.0, dropout=0.1), learning_rate=1e-2), make_data(tmp_path), ckpt_path=ckpt_path)
+        module = make_module(folder, LoRA(4, 8.0, dropout=0.1), learning_rate=1e-2)
+        trainer.fit(module, make_data(tmp_path), ckpt_path=ckpt_path)
         trainer.save_checkpoint(tmp_path / "end.ckpt")
         return stops, rows.rows, torch.load(tmp_path / "end.ckpt", weights_only=True)
 
