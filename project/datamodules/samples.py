@@ -7,6 +7,7 @@ processes that make the same one the later finds it there. What no one has used 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -123,7 +124,8 @@ def tokenised(path: Path, renderer: Renderer, row_weight: str | None = None) -> 
 
         _sweep(folder.parent)
         _write(folder, make)
-    os.utime(folder)
+    with contextlib.suppress(OSError):  # of a cache that may only be read
+        os.utime(folder)
     table = load_from_disk(folder)
     return Samples(table, range(len(table)), (folder / CONTENT).read_text())
 
