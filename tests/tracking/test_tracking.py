@@ -9,6 +9,7 @@ from pytest import CaptureFixture
 
 from project.cli import main
 from project.files import file_digest
+from project.tracking.logger import SeekerLogger
 from project.tracking.store import all_runs, client, find_run, metric_curve, run_params
 
 
@@ -51,6 +52,28 @@ def test_trap_15_resume_goes_on_in_the_same_run(config: Path, tmp_path: Path) ->
     assert run_params(run)["trainer.max_epochs"] == "3"
     assert run_params(run)["model.stop_at"] == "-1"
     assert list(metric_curve(run.info.run_id, "loss")) == [0, 1, 2, 3, 4, 5]
+
+
+def test_trap_15_a_kill_between_checkpoint_and_log_loses_no_metric(config: Path, tmp_path: Path) -> None:
+    """Lightning saves inside a step's hooks and logs after them."""
+    words = ["fit", "--config", str(config), "--trainer.max_epochs", "2"]
+    words += ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]
+    log = SeekerLogger.log_metrics
+
+    def die(self: SeekerLogger, metrics: dict[str, float], step: int) -> None:
+        if step == 2:
+            raise RuntimeError("killed")
+        log(self, metrics, step)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(SeekerLogger, "log_metrics", die)
+        main(words)
+    run_id = find_run("first").info.run_id
+    assert list(metric_curve(run_id, "loss")) == [0, 1]
+    checkpoint = next((tmp_path / "runs" / "first" / "checkpoints").glob("epoch=1-step=3*.ckpt"))
+    assert main([*words, "--ckpt_path", str(checkpoint)]) == 0
+    assert list(metric_curve(run_id, "loss")) == [0, 1, 2, 3]
+    assert metric_curve(run_id, "epoch")[2] == 1
 
 
 def test_trap_15_parameters_are_not_cut(config: Path, tmp_path: Path) -> None:
