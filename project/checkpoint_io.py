@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
-from project.errors import InputError
+from project.errors import InputError, TrainingError
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -19,13 +22,24 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:  # noqa: ANN401
-        """Write the whole checkpoint or nothing."""
+        """Write the whole checkpoint or nothing.
+
+        Raises:
+            TrainingError: it cannot be written, as where the disk is full; the one before it stays.
+        """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         partial = f"{path}.part"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer of zips raises its own
+            Path(partial).unlink(missing_ok=True)
+            cause = str(error).partition("\n")[0] or type(error).__name__
+            raise TrainingError(
+                f"the checkpoint {path} cannot be written ({cause}); free space, and go on with --ckpt_path last"
+            ) from error
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - Lightning's own
         """Read a checkpoint.
@@ -40,3 +54,18 @@ class WholeCheckpointIO(TorchCheckpointIO):
             raise InputError(
                 f"the checkpoint {path} cannot be read ({cause}); give another, or leave --ckpt_path out to start afresh"
             ) from error
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a checkpoint file has its end: PyTorch writes the list of what is in it last."""
+    return is_zipfile(path)
+
+
+def furthest(paths: Iterable[Path]) -> Path | None:
+    """Return the whole checkpoint with the most optimizer steps, None where none is whole."""
+    import torch
+
+    def steps(path: Path) -> int:
+        return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+
+    return max(filter(is_whole, paths), key=steps, default=None)

@@ -290,6 +290,14 @@ def get_dialect(name: DialectName, *, decision_tokens: bool | None = None) -> Di
     return ToolsDialect(bool(decision_tokens))
 
 
+def dialect_of(message: Message) -> DialectName | None:
+    """Return the dialect that an agent's message searches in, None where it does not search."""
+    outside = re.sub(r"<think>.*?</think>", "", message.content, flags=re.DOTALL)
+    if message.tool_calls or _between("tool_call", outside):
+        return "tools"
+    return "tags" if _between("search", outside) else None
+
+
 def is_result(message: Message) -> bool:
     """Return whether a message carries what the search tool returned."""
     return message.role == "tool" or (message.role == "user" and message.content.startswith("<information>"))

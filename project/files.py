@@ -43,6 +43,30 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 ROW_GROUP_BYTES = 8_000_000
 
 
+def local_file(path: Path | str) -> Path:
+    """Return where a file lies here: `hf://datasets/OWNER/NAME[@REVISION]/FILE` is taken from the hub into its cache first.
+
+    Raises:
+        InputError: it is such an address of another form, or the hub cannot give it.
+    """
+    if not re.match("hf:/", str(path)):  # a Path has lost the second slash
+        return Path(path)
+    found = re.fullmatch(r"hf:/{1,2}datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", str(path))
+    if found is None:
+        raise InputError(
+            f"{path} is no file of the hub; write hf://datasets/OWNER/NAME/FILE or hf://datasets/OWNER/NAME@REVISION/FILE"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, revision, file = found.groups()
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        cause = str(error).partition("\n")[0]
+        raise InputError(f"{file} of the hub's {name} cannot be had ({cause}); check the names and the network") from error
+
+
 def read_rows(path: Path | str) -> Iterator[tuple[int, Row]]:
     """Yield (line or row number from 1, object) of a `.jsonl[.gz]`, `.json[.gz]` (a list) or `.parquet` file.
 

@@ -27,6 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from project.checkpoint_io import furthest, is_whole
 from project.errors import InputError, SeekerError
 from project.files import read_yaml
 from project.modules.sharding import FSDP2
@@ -211,7 +212,8 @@ def _find_checkpoint(ckpt_path: Any, trainer: Trainer, *, fresh: bool) -> Path |
 
     With `fresh` it may be `last` of a folder that has none.
 
-    `last` is the file that `save_last` writes, by name: the modification time says nothing about which is further.
+    `last` is the file that `save_last` writes, by name: the modification time says nothing about which is further. Where it was
+    cut off (by a full disk, or a machine that stopped), it is the one before it.
     """
     if ckpt_path is None or ckpt_path in ("best", "hpc", "registry") or "://" in str(ckpt_path):
         return None
@@ -231,7 +233,13 @@ def _find_checkpoint(ckpt_path: Any, trainer: Trainer, *, fresh: bool) -> Path |
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
         raise InputError(f"--ckpt_path last could be any of {names}; name one of them")
-    return found[0]
+    if is_whole(found[0]):
+        return found[0]
+    before = furthest(path for folder in folders for path in Path(folder).glob("*.ckpt"))
+    if before is None:
+        raise InputError(f"--ckpt_path last: {found[0]} is cut off, and no other checkpoint is whole; train anew without it")
+    sys.stderr.write(f"seeker: {found[0]} is cut off; going on from {before}\n")
+    return before
 
 
 def _import_classes() -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from project.dialects import DECISION_TOKENS, Dialect, assistant_spans, is_result
+from project.dialects import DECISION_TOKENS, Dialect, assistant_spans, dialect_of, is_result
 from project.errors import InputError, RenderingError
 from project.records import Conversation, Message, Row, SpanKind
 
@@ -139,8 +139,8 @@ class Renderer:
         """Tokenise a conversation: one sample in `append` history, one a trained turn in `template` history.
 
         Raises:
-            RenderingError: it has no assistant turn, holds a control token, the template drops part of it, or the share
-                of trained tokens would be 0 or 1.
+            RenderingError: it has no assistant turn, holds a control token, searches in another dialect, the template drops
+                part of it, or the share of trained tokens would be 0 or 1.
         """
         self._check_content(conversation)
         if self.history == "append":
@@ -227,6 +227,13 @@ class Renderer:
             for token in self._control:
                 if token in held:
                     raise RenderingError(f"conversation '{conversation.id}' holds the control token {token} in a message")
+        trained = [message for message in conversation.messages if message.role == "assistant" and message.weight > 0]
+        used = {dialect_of(message) for message in trained} - {None}
+        if used and self.dialect.name not in used:
+            raise RenderingError(
+                f"conversation '{conversation.id}' searches in the dialect {used.pop()}, and model.settings.dialect is "
+                f"{self.dialect.name}; set that, or make the set anew in one dialect"
+            )
 
     def _check_tools(self, conversation: Conversation, prompt: str) -> None:
         """Refuse a prompt that lacks a tool's name or one of its parameters."""

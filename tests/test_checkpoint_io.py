@@ -1,5 +1,6 @@
 """Checkpoint files are whole or absent, and a damaged one is named."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from project.checkpoint_io import WholeCheckpointIO
-from project.errors import InputError
+from project.errors import InputError, TrainingError
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
@@ -28,6 +29,21 @@ def test_a_write_that_is_cut_off_leaves_the_old_one(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         WholeCheckpointIO().save_checkpoint({"a": 2}, path)
     assert WholeCheckpointIO().load_checkpoint(path) == {"a": 1}
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    """The system refuses to let the file grow, as it does when the disk is full."""
+    path = tmp_path / "sub" / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint({"a": 1}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"^the checkpoint .*last\.ckpt cannot be written \(.+\); free space, and"):
+            WholeCheckpointIO().save_checkpoint({"a": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert WholeCheckpointIO().load_checkpoint(path) == {"a": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])

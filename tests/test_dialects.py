@@ -16,6 +16,7 @@ from project.dialects import (
     Action,
     assistant_spans,
     clean,
+    dialect_of,
     format_documents,
     get_dialect,
     is_result,
@@ -47,6 +48,18 @@ def written(message: Message) -> str:
     """Return what the model would have generated: Hermes-style calls after the content."""
     calls = [json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) for c in message.tool_calls]
     return "\n".join(part for part in (message.content, *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)) if part)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=NAMES)
+@given(action=actions)
+def test_a_searching_message_names_its_dialect(dialect, action):
+    message = dialect.write(action)
+    expected = dialect.name if action.queries else None
+    assert dialect_of(message) == dialect_of(Message("assistant", written(message))) == expected
+
+
+def test_a_search_that_is_only_thought_of_names_no_dialect():
+    assert dialect_of(Message("assistant", "<think>\n<search>a</search>\n</think>\n<answer>\nb\n</answer>")) is None
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=NAMES)

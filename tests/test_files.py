@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from project import files
 from project.errors import InputError
-from project.files import atomic_path, file_digest, read_records, read_rows, write_records, write_rows, write_text
+from project.files import atomic_path, file_digest, local_file, read_records, read_rows, write_records, write_rows, write_text
 from project.records import Conversation, Message, Passage, Question, Step, ToolCall, Trace
 
 FORMATS = ["a.jsonl", "a.jsonl.gz", "a.parquet"]
@@ -224,3 +225,26 @@ def test_digest_names_the_content(tmp_path):
     digests = [file_digest(tmp_path / name) for name in "abc"]
     assert digests[0] == digests[1] == "2d711642b726b044"  # printf x | sha256sum
     assert digests[2] != digests[0]
+
+
+@pytest.mark.parametrize("scheme", ["hf://", "hf:/"])  # as it is typed, and as a Path holds it
+@pytest.mark.parametrize(("at", "revision"), [("", None), ("@v1", "v1")])
+def test_a_file_of_the_hub_is_taken_from_it(monkeypatch, tmp_path, scheme, at, revision):
+    def download(name, file, *, repo_type, revision):
+        asked.append((name, file, repo_type, revision))
+        return str(tmp_path / "found.jsonl")
+
+    asked = []
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert local_file(f"{scheme}datasets/me/searches{at}/data/train.jsonl") == tmp_path / "found.jsonl"
+    assert asked == [("me/searches", "data/train.jsonl", "dataset", revision)]
+    assert local_file("me/searches/train.jsonl") == Path("me/searches/train.jsonl")
+
+
+def test_a_file_that_the_hub_does_not_give_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"^train.jsonl of the hub's me/searches cannot be had \(.+\); check the names and"):
+        local_file("hf://datasets/me/searches/train.jsonl")
+    with pytest.raises(InputError, match=r"hf://models/me/x is no file of the hub; write hf://datasets/OWNER/NAME/FILE or"):
+        local_file("hf://models/me/x")

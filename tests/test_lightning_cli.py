@@ -63,6 +63,37 @@ def test_last_without_a_checkpoint_starts_afresh_where_that_is_allowed(tmp_path:
     assert second.config_init["fit"]["ckpt_path"] == str(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 
+def test_a_last_checkpoint_that_was_cut_off_gives_way_to_the_one_before(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    words = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.max_epochs", "2"]
+    every = [
+        "--trainer.callbacks+=ModelCheckpoint",
+        "--trainer.callbacks.every_n_train_steps=1",
+        "--trainer.callbacks.save_top_k=-1",
+    ]
+    run(["fit", *BORING, *words, *every])
+    folder = tmp_path / "run" / "checkpoints"
+    last = folder / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    whole = sorted(folder.glob("epoch*.ckpt"))
+    assert [path.name for path in whole] == [
+        "epoch=0-step=1.ckpt",
+        "epoch=0-step=2.ckpt",
+        "epoch=1-step=3.ckpt",
+        "epoch=1-step=4.ckpt",
+    ]
+    whole[3].write_bytes(whole[3].read_bytes()[:1000])
+    for path in folder.glob("step=*.ckpt"):
+        path.unlink()
+    resumed = run(["fit", *BORING, *words, "--ckpt_path", "last"])
+    assert resumed.config_init["fit"]["ckpt_path"] == str(whole[2])
+    assert resumed.trainer.global_step == 4
+    assert f"last.ckpt is cut off; going on from {whole[2]}" in capsys.readouterr().err
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert main(["fit", *BORING, *words, "--ckpt_path", "last"]) == 2
+    assert "last.ckpt is cut off, and no other checkpoint is whole; train anew" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -497,6 +497,21 @@ def test_refused_conversations(history, messages, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("mine", "other"), [("tags", "tools"), ("tools", "tags")])
+def test_a_conversation_in_the_other_dialect_is_refused(mine, other):
+    search, answer = Action("t", ("q",)), Action("t", answer="a")
+    messages = [Message("user", "q?"), get_dialect(other).write(search), Message("user", "r"), get_dialect(other).write(answer)]
+    words = f"'c' searches in the dialect {other}, and model.settings.dialect is {mine}; set that, or make the set anew"
+    with pytest.raises(RenderingError, match=words):
+        renderer(mine).samples(Conversation("c", tuple(messages)))
+    # The agent's slip beside searches that count, or an untrained one, is material like any other.
+    own = get_dialect(mine).write(search)
+    tools = get_dialect(mine).tools
+    assert renderer(mine).samples(Conversation("c", (*messages[:2], Message("user", "r"), own), tools))
+    untrained = replace(messages[1], weight=0.0)
+    assert renderer(mine).samples(Conversation("c", (messages[0], untrained, *messages[2:]), tools))
+
+
 def test_trained_share_0_and_1_are_refused():
     conversation = Conversation("c", (Message("user", "a"), Message("assistant", "x")))
     with pytest.raises(RenderingError, match=r"'c' trains 0 of \d+ tokens; check its weights"):

@@ -13,6 +13,7 @@ from lightning import LightningDataModule
 from project.datamodules.plan import PlannedLoader, draw
 from project.datamodules.samples import Samples, join, tokenised
 from project.errors import InputError
+from project.files import local_file
 from project.rendering import DEFAULT_WEIGHTS, Renderer
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ class ConversationDataModule(LightningDataModule):
         """Take the files and how to batch them.
 
         Args:
-            train_file: conversations (`.jsonl`, `.parquet`; `.gz` too); or a mixture of files, each with how many times an
-                epoch goes through it: 2 shows every sample twice, 0.25 a quarter of them, drawn by the seed.
+            train_file: conversations (`.jsonl`, `.parquet`; `.gz` too), here or on the hub
+                (`hf://datasets/OWNER/NAME@REVISION/FILE`); or a mixture of files, each with how many times an epoch goes
+                through it: 2 shows every sample twice, 0.25 a quarter of them, drawn by the seed.
             validation_file: conversations that share no group with the training ones.
             micro_tokens: most tokens in one micro-batch, into which conversations are packed whole; an optimizer step is
                 accumulate_grad_batches x ranks of them. A longer conversation is dropped and counted; no label is ever cut off.
@@ -48,11 +50,11 @@ class ConversationDataModule(LightningDataModule):
             seed: of the order of the samples.
         """
         super().__init__()
-        self.mixture = {Path(name): times for name, times in train_file.items()} if isinstance(train_file, dict) else {}
-        self.mixture = self.mixture or {Path(str(train_file)): 1.0}
+        given = train_file if isinstance(train_file, dict) and train_file else {str(train_file): 1.0}
+        self.mixture = {local_file(name): times for name, times in given.items()}
         if limit is not None and len(self.mixture) > 1:
             raise InputError(f"limit={limit} has no meaning for {len(self.mixture)} files; lower their times in train_file")
-        self.validation_file = Path(validation_file)
+        self.validation_file = local_file(validation_file)
         self.micro_tokens, self.row_weight, self.limit, self.seed = micro_tokens, row_weight, limit, seed
         self.weights: Mapping[str, float] = {**DEFAULT_WEIGHTS, **(weights or {})}
         _check_numbers("weights", self.weights)

@@ -132,6 +132,7 @@ class Policy(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()  # in the mode that transformers loads models in it would do nothing
         _check_head(self.model)
+        _check_vocabulary(self.model, tokenizer, new_ids, model_path)
         make_lean(self.model)
         if new_ids:
             _grow_embeddings(self.model, tokenizer, new_ids)
@@ -221,6 +222,16 @@ def _check_head(model: Any) -> None:  # noqa: ANN401
     odd = [name for name in names if getattr(config, name, None) not in (None, 1.0)]
     if odd or getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise InputError(f"the model's head has {', '.join(odd) or 'a bias'}, which training leaves out; give another model")
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, new_ids: Sequence[int], model_path: str) -> None:  # noqa: ANN401
+    """Refuse a tokenizer with ids, other than those just added, that the model has no row for."""
+    rows, largest = model.get_input_embeddings().num_embeddings, max({*tokenizer.get_vocab().values()} - {*new_ids})
+    if largest >= rows:
+        raise InputError(
+            f"the tokenizer in {model_path} has ids up to {largest}, and the model's embedding {rows} rows; give a folder "
+            "whose tokenizer is its model's"
+        )
 
 
 def _grow_embeddings(model: Any, tokenizer: Any, new_ids: Sequence[int]) -> None:  # noqa: ANN401

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import tiny_model_folder
+from tiny import byte_tokenizer, tiny_model_folder
 
 from project.errors import InputError
 from project.modules.policy import (
@@ -266,6 +266,15 @@ def test_an_incomplete_model_folder_is_one_sentence(tmp_path, missing, message):
     (folder / missing).unlink()
     with pytest.raises(InputError, match=message):
         resolve_model_path(folder)
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path):
+    """Its ids would be looked up where no row is, or grown rows of noise would be trained without a word."""
+    folder = tiny_model_folder(tmp_path / "m")
+    tokenizer = byte_tokenizer(merges=[("a", "b")])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"the tokenizer in .*m has ids up to 258, and the model's embedding 258 rows; give a"):
+        make(folder)
 
 
 def test_a_missing_model_folder_is_one_sentence(tmp_path):
