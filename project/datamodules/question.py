@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class QuestionLoader:
         order = list(self.questions)
         if self.seed is not None:
             random.Random(f"{self.seed}/{number}").shuffle(order)
-        return in_turn(order) if self.balanced else order
+        return spread(order) if self.balanced else order
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, and among which questions."""
@@ -82,11 +82,21 @@ class QuestionLoader:
 
 def in_turn(questions: Sequence[Question]) -> list[Question]:
     """Return the questions, one of each kind in turn while the kind lasts; those of a kind keep their order."""
-    rank: Counter[str] = Counter()
+    return _ordered(questions, lambda rank, _: rank)
+
+
+def spread(questions: Sequence[Question]) -> list[Question]:
+    """Return the questions, those of each kind at even distances, so that any run of them holds its share of each."""
+    return _ordered(questions, lambda rank, number: (rank + 0.5) / number)
+
+
+def _ordered(questions: Sequence[Question], place: Callable[[int, int], float]) -> list[Question]:
+    """Order by where `place` puts each, given its number among those of its kind (from 0) and theirs."""
+    numbers, seen = Counter(question.kind for question in questions), Counter[str]()
     turns = []
     for question in questions:
-        turns.append((rank[question.kind], question.kind, question))
-        rank[question.kind] += 1
+        turns.append((place(seen[question.kind], numbers[question.kind]), question.kind, question))
+        seen[question.kind] += 1
     return [question for *_, question in sorted(turns, key=lambda turn: turn[:2])]
 
 

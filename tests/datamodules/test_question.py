@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from project.datamodules.question import QuestionDataModule, QuestionLoader, in_turn
+from project.datamodules.question import QuestionDataModule, QuestionLoader, in_turn, spread
 from project.errors import InputError
 from project.files import write_rows
 from project.records import Question
@@ -174,10 +174,29 @@ def test_questions_of_each_kind_in_turn():
     assert [q.id for q in in_turn(questions)] == ["q5", "q0", "q3", "q1", "q4", "q2"]
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=30))
-def test_nothing_is_lost_in_turns(kinds):
+def test_questions_of_each_kind_at_even_distances():
+    """Places of 6 `one`: 1/12, 3/12, …; of 3 `two`: 2/12, 6/12, 10/12."""
+    kinds = ["one"] * 6 + ["two"] * 3
     questions = [Question(f"q{i}", "?", ("a",), kind=kind) for i, kind in enumerate(kinds)]
-    found = in_turn(questions)
+    assert [q.id for q in spread(questions)] == ["q0", "q6", "q1", "q2", "q7", "q3", "q4", "q8", "q5"]
+    assert spread(questions[:3] + questions[6:]) == in_turn(questions[:3] + questions[6:])
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.integers(1, 40))
+def test_every_run_holds_its_share_of_each_kind(kinds, length):
+    questions = [Question(f"q{i}", "?", ("a",), kind=kind) for i, kind in enumerate(kinds)]
+    found = [q.kind for q in spread(questions)]
+    for start in range(0, len(found) - length + 1, length):
+        for kind in set(kinds):
+            share = length * kinds.count(kind) / len(kinds)
+            assert abs(found[start : start + length].count(kind) - share) < len(set(kinds)) + 1
+
+
+@pytest.mark.parametrize("order", [in_turn, spread])
+@given(kinds=st.lists(st.sampled_from("abc"), max_size=30))
+def test_nothing_is_lost_in_turns(order, kinds):
+    questions = [Question(f"q{i}", "?", ("a",), kind=kind) for i, kind in enumerate(kinds)]
+    found = order(questions)
     assert sorted(q.id for q in found) == sorted(q.id for q in questions)
     for kind in set(kinds):
         assert [q for q in found if q.kind == kind] == [q for q in questions if q.kind == kind]
