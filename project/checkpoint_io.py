@@ -34,7 +34,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         try:
             super().save_checkpoint(checkpoint, partial, storage_options)
             os.replace(partial, path)
-        except (OSError, RuntimeError) as error:  # PyTorch's writer of zips raises its own
+        except OSError as error:
             Path(partial).unlink(missing_ok=True)
             cause = str(error).partition("\n")[0] or type(error).__name__
             raise TrainingError(
@@ -57,15 +57,20 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a checkpoint file has its end: PyTorch writes the list of what is in it last."""
-    return is_zipfile(path)
+    """Return whether a checkpoint file has its end, where PyTorch writes what is in it; a folder is a strategy's own matter."""
+    return path.is_dir() or is_zipfile(path)
 
 
 def furthest(paths: Iterable[Path]) -> Path | None:
-    """Return the whole checkpoint with the most optimizer steps, None where none is whole."""
+    """Return the training's whole checkpoint with the most optimizer steps, None where there is none."""
     import torch
 
     def steps(path: Path) -> int:
-        return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+        try:
+            return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+        except (EOFError, OSError, RuntimeError, UnpicklingError, KeyError, TypeError):  # cut off, or of something else
+            return -1
 
-    return max(filter(is_whole, paths), key=steps, default=None)
+    found = {path: steps(path) for path in paths if path.is_file()}
+    best = max(found, key=lambda path: found[path], default=None)
+    return best if best is not None and found[best] >= 0 else None

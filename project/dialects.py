@@ -291,11 +291,14 @@ def get_dialect(name: DialectName, *, decision_tokens: bool | None = None) -> Di
 
 
 def dialect_of(message: Message) -> DialectName | None:
-    """Return the dialect that an agent's message searches in, None where it does not search."""
-    outside = re.sub(r"<think>.*?</think>", "", message.content, flags=re.DOTALL)
-    if message.tool_calls or _between("tool_call", outside):
+    """Return the dialect in which an agent's message ends with a search, None where it does not."""
+    outside = re.sub(r"(<think>|^(?!.*<think>)).*?</think>", "", message.content, flags=re.DOTALL).rstrip()
+    calls = [call.name for call in message.tool_calls]
+    if outside.endswith("</tool_call>"):
+        calls += [str(found) for found in re.findall(r'"name"\s*:\s*"(\w+)"', _between("tool_call", outside)[-1])[:1]]
+    if SEARCH_TOOL["function"]["name"] in calls:
         return "tools"
-    return "tags" if _between("search", outside) else None
+    return "tags" if outside.endswith("</search>") else None
 
 
 def is_result(message: Message) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -30,6 +31,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from project.checkpoint_io import furthest, is_whole
 from project.errors import InputError, SeekerError
 from project.files import read_yaml
+from project.modules.save_on_stop import SaveOnStop
 from project.modules.sharding import FSDP2
 from project.modules.show_batch import ShowBatch
 from project.parser_errors import one_sentence
@@ -122,7 +124,7 @@ class SeekerCLI(LightningCLI):
             trainer.default_root_dir = str(_run_folder(str(self.subcommand), name, config.get("ckpt_path")))
         trainer.default_root_dir = str(Path(trainer.default_root_dir).expanduser().resolve())
         self._dump_config()
-        self.trainer_defaults["callbacks"] = TrackRun(config=self.config_dump)
+        self.trainer_defaults["callbacks"] = [TrackRun(config=self.config_dump), SaveOnStop()]
 
     def after_instantiate_classes(self) -> None:
         """Put checkpoints into the run's folder, find the one to load, and go on in the MLflow run that it belongs to."""
@@ -180,7 +182,8 @@ def _run_folder(verb: str, name: str | None, ckpt_path: Any) -> Path:  # noqa: A
         folder = Path(ckpt_path).resolve().parent
         return folder.parent if folder.name == "checkpoints" else folder
     made = os.environ.get("SEEKER_RUN") if int(os.environ.get("LOCAL_RANK", "0")) else None
-    ranks = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    slurm = os.environ.get("SLURM_NTASKS", "1") if SLURMEnvironment.detect() else "1"
+    ranks = int(os.environ.get("WORLD_SIZE", slurm))
     if ranks > 1 and not (name or made):
         raise InputError(
             f"{ranks} ranks that were started from outside would each name the run's folder by their own clock; give "

@@ -1,9 +1,9 @@
-"""Prove that a killed training, resumed, ends as if it had never been killed: the same command, twice, compared bit for bit.
+"""Prove that a stopped training, resumed, ends as if it had never been stopped: the same command, twice, compared bit for bit.
 
     python scripts/verify_resume.py --steps 20 -- --config experiments/quickstart/sft.yaml
 
-What follows `--` goes to `seeker fit`. One run goes through; the other is killed (SIGKILL, its whole process group) at a random
-step of the first half and goes on with `--ckpt_path last`. Compared are the last checkpoints (parameters, optimizer,
+What follows `--` goes to `seeker fit`. One run goes through; the other is killed (SIGKILL, its whole process group; or as
+`--signal` says: INT is Ctrl-C) at a random step of the first half and goes on with `--ckpt_path last`. Compared are the last checkpoints (parameters, optimizer,
 schedule, place in the data, random numbers) and the logged metrics of each step, but times and memory. Exit status: 0 the same,
 1 not.
 """
@@ -43,16 +43,16 @@ def command(arguments: list[str], folder: Path, steps: int, every: int) -> list[
     return [sys.executable, "-m", "project", "fit", *arguments, *words, "--model.export_dir", str(folder / "merged")]
 
 
-def kill_at(process: subprocess.Popen[bytes], folder: Path, step: int, steps: int) -> int:
-    """Kill the process group once its checkpoint has reached `step`, and return the step that it then stands at."""
+def stop_at(process: subprocess.Popen[bytes], folder: Path, step: int, steps: int, by: signal.Signals) -> int:
+    """Stop the process group once its checkpoint has reached `step`, and return the step that it then stands at."""
     while not (folder / "checkpoints" / "last.ckpt").is_file() or read(folder)["global_step"] < step:
         if process.poll() is not None:
             sys.exit(f"the training ended with status {process.returncode} before step {step}; raise --steps")
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, by)
     process.wait()
     if (at := int(read(folder)["global_step"])) >= steps:
-        sys.exit(f"the training had done all {steps} steps when it was killed; raise --steps")
+        sys.exit(f"the training had done all {steps} steps when it was stopped; raise --steps")
     return at
 
 
@@ -103,6 +103,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=2, help="optimizer steps from a checkpoint to the next")
     parser.add_argument("--seed", type=int, help="of the step of the kill; by default another one each time")
+    parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT"])
     parser.add_argument("arguments", nargs="+", help="of seeker fit, after --")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="seeker-resume-") as scratch:
@@ -113,14 +114,16 @@ def main() -> int:
         words = command(given.arguments, cut, given.steps, given.every)
         process = subprocess.Popen(words, env=environment, start_new_session=True)
         drawn = random.Random(given.seed).randint(1, max(1, given.steps // 2))
-        at = kill_at(process, cut, drawn, given.steps)
+        at = stop_at(process, cut, drawn, given.steps, signal.Signals[f"SIG{given.signal}"])
         subprocess.run([*words, "--ckpt_path", "last"], env=environment, check=True)
         expected, found = read(whole), read(cut)
         other = list(differences(expected, found))
         metrics, resumed = logged(store, whole), logged(store, cut)
         other += [f"metric {path}" for path in differences(metrics, resumed)]
     values = sum(len(steps) for steps in metrics.values())
-    print(f"killed after step {at}, resumed to step {given.steps}: {leaves(expected)} values of the checkpoint and")
+    print(
+        f"stopped by SIG{given.signal} after step {at}, resumed to step {given.steps}: {leaves(expected)} values of the checkpoint and"
+    )
     print(f"{values} logged metrics compared, {len(other)} differ{': ' + ', '.join(other[:10]) if other else ''}")
     return 1 if other else 0
 

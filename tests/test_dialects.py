@@ -22,7 +22,7 @@ from project.dialects import (
     is_result,
     write_summary,
 )
-from project.records import Document, Message, SpanKind
+from project.records import Document, Message, SpanKind, ToolCall
 
 DIALECTS = [get_dialect(name, decision_tokens=tokens) for name in ("tags", "tools") for tokens in (True, False)]
 NAMES = [f"{d.name}-{'decision' if d.decision_tokens else 'plain'}" for d in DIALECTS]
@@ -58,8 +58,18 @@ def test_a_searching_message_names_its_dialect(dialect, action):
     assert dialect_of(message) == dialect_of(Message("assistant", written(message))) == expected
 
 
-def test_a_search_that_is_only_thought_of_names_no_dialect():
-    assert dialect_of(Message("assistant", "<think>\n<search>a</search>\n</think>\n<answer>\nb\n</answer>")) is None
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message("assistant", "<think>\n<search>a</search>\n</think>\n<answer>\nb\n</answer>"),
+        Message("assistant", "I could write <search>a</search>\n</think>"),  # the template opened the thought
+        Message("assistant", "HTML5 has <search>a</search> for that."),
+        Message("assistant", "", (ToolCall("get_weather", {"name": "search"}),)),
+        Message("assistant", '<tool_call>\n{"name": "get_weather", "arguments": {"name": "search"}}\n</tool_call>'),
+    ],
+)
+def test_what_is_no_search_names_no_dialect(message):
+    assert dialect_of(message) is None
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=NAMES)

@@ -84,6 +84,8 @@ def test_a_last_checkpoint_that_was_cut_off_gives_way_to_the_one_before(tmp_path
     whole[3].write_bytes(whole[3].read_bytes()[:1000])
     for path in folder.glob("step=*.ckpt"):
         path.unlink()
+    os.utime(whole[0])  # the newest is not the furthest
+    torch.save({"state_dict": {}}, folder / "weights.ckpt")
     resumed = run(["fit", *BORING, *words, "--ckpt_path", "last"])
     assert resumed.config_init["fit"]["ckpt_path"] == str(whole[2])
     assert resumed.trainer.global_step == 4
@@ -139,6 +141,12 @@ def test_the_ranks_that_lightning_starts_share_the_folder_of_the_first(monkeypat
 def test_ranks_from_outside_must_be_told_their_folder(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SEEKER_RUN", "LOCAL_RANK", "WORLD_SIZE", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # an interactive allocation starts no ranks
+    assert lightning_cli._run_folder("fit", None, None).name.startswith("fit-")
+    for name in ("SEEKER_RUN", "SLURM_NTASKS"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
     monkeypatch.setenv(variable, "2")
     with pytest.raises(InputError, match=r"^2 ranks that were started from outside .*; give trainer.default_root_dir or"):
         lightning_cli._run_folder("fit", None, None)

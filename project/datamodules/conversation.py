@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 
 from project.datamodules.plan import PlannedLoader, draw
 from project.datamodules.samples import Samples, join, tokenised
@@ -134,6 +134,8 @@ class ConversationDataModule(LightningDataModule):
             rank, world = self.trainer.global_rank, self.trainer.world_size
         samples = self._sets["train"]
         loader = PlannedLoader(samples, self._pad_id, self.micro_tokens, accumulate, self.seed, rank, world)
+        if self.trainer:
+            _check_limit(self.trainer, len(loader))
         if self._resume_at:
             loader.load_state_dict(self._resume_at)
         self._train_loader, self._resume_at = loader, {}
@@ -153,6 +155,17 @@ class ConversationDataModule(LightningDataModule):
         """Return the validation samples, all ranks the same number of batches."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return PlannedLoader(self._sets["validation"], self._pad_id, self.micro_tokens, 1, self.seed, rank, world, False)
+
+
+def _check_limit(trainer: Trainer, batches: int) -> None:
+    limit: int | float = trainer.limit_train_batches
+    parts = trainer.accumulate_grad_batches
+    taken = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
+    if taken % parts and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise InputError(
+            f"trainer.limit_train_batches={limit} ends an epoch after {taken} micro-batches, inside an optimizer step of "
+            f"{parts}; give a multiple of accumulate_grad_batches"
+        )
 
 
 def _check_numbers(name: str, values: Mapping[str, float]) -> None:

@@ -30,7 +30,7 @@ class QuestionLoader:
     passes: int = 1
     """Times that an epoch goes over the questions, each in an order of its own."""
     balanced: bool = False
-    """The kinds of question follow in turn while each lasts: of as many of each kind, batches can be compared."""
+    """The kinds of question follow at even distances: each batch holds its share of each, so that batches can be compared."""
     position: int = field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class QuestionLoader:
         self.epoch, self.position = state["epoch"], state["position"]
 
     def _digest(self) -> str:
-        held = ([question.id for question in self.questions], self.batch_size, self.seed, self.passes, self.balanced)
+        held = ([question.id for question in self.questions], self.batch_size, self.seed, self.passes, self.balanced and "even")
         return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
 
 

@@ -268,9 +268,10 @@ def _write(folder: Path, make: Callable[[Path], Any]) -> None:
 
 def _sweep(parent: Path) -> None:
     """Delete what was neither made nor used for a month: old sets, and what a killed process left half-made."""
-    for folder in parent.glob("*") if parent.is_dir() else ():
-        if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in parent.glob("*"):
+        with contextlib.suppress(OSError):  # another process has finished with it
+            if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(folder)
 
 
 def _content(table: Any) -> str:  # noqa: ANN401 - a Dataset

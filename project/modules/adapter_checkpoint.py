@@ -64,8 +64,8 @@ class AdapterCheckpoint:
         """Put the base back as `model_path` holds it; a name missing from what was trained is still an error.
 
         Raises:
-            InputError: `model_path` holds another base than the one that the checkpoint was trained on, or training would go
-                on with another learning rate or weight decay than this module's.
+            InputError: `model_path` holds another base than the one that the checkpoint was trained on, training would go on
+                with another learning rate or weight decay than this module's, or it was saved inside a micro-batch.
         """
         held, trainer = checkpoint.get(OPTIMIZER_SETTINGS, {}), self._own_trainer()
         fitting = trainer is not None and trainer.state.fn == "fit"
@@ -83,8 +83,14 @@ class AdapterCheckpoint:
             )
         checkpoint["state_dict"] = {**frozen_state(self), **checkpoint["state_dict"]}  # type: ignore[arg-type]
         if fitting and "loops" in checkpoint:
-            now = trainer.accumulate_grad_batches
-            recount(checkpoint["loops"]["fit_loop"], checkpoint.get(ACCUMULATE, now), now)
+            loop, now = checkpoint["loops"]["fit_loop"], trainer.accumulate_grad_batches
+            counts = loop["epoch_loop.batch_progress"]["total"]
+            if counts["processed"] < counts["ready"]:
+                raise InputError(
+                    "the checkpoint was saved inside a micro-batch, by save_on_exception or a scheduler's signal, and does not "
+                    "say what that had done; give one that was saved after a micro-batch"
+                )
+            recount(loop, checkpoint.get(ACCUMULATE, now), now)
         states = checkpoint.get(RANDOM_STATES, [])
         rank = trainer.global_rank if trainer is not None else 0
         self._random = states[rank] if fitting and rank < len(states) else None
@@ -121,11 +127,13 @@ def recount(fit_loop: dict[str, Any], before: int, now: int) -> None:
     hooks: each count keeps its distance from `ready`, the micro-batches begun.
     """
     progress = fit_loop["epoch_loop.batch_progress"]
-    if progress["current"]["ready"] % before:
-        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # of the step before: Lightning takes it for uncounted
+    inside = progress["current"]["ready"] % before
     for counts in (progress["total"], progress["current"]):
         moved = counts["ready"] // before * now - counts["ready"]
         counts.update({name: count + moved for name, count in counts.items()})
+        if inside:  # as the step before was saved: in its last micro-batch's hooks, and not yet counted
+            counts["completed"] = counts["processed"] - 1
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= bool(inside)
 
 
 def frozen_state(module: nn.Module) -> dict[str, Tensor]:

@@ -225,8 +225,10 @@ def _check_head(model: Any) -> None:  # noqa: ANN401
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, new_ids: Sequence[int], model_path: str) -> None:  # noqa: ANN401
-    """Refuse a tokenizer with ids, other than those just added, that the model has no row for."""
-    rows, largest = model.get_input_embeddings().num_embeddings, max({*tokenizer.get_vocab().values()} - {*new_ids})
+    """Refuse a tokenizer with ids that the model has no row for, but for added tokens: some models ship unused ones."""
+    rows, added = model.get_input_embeddings().num_embeddings, {*tokenizer.added_tokens_decoder}
+    padding = set() if new_ids else {tokenizer.pad_token_id}  # new tokens bring rows for all
+    largest = max(({*tokenizer.get_vocab().values()} - added) | padding)
     if largest >= rows:
         raise InputError(
             f"the tokenizer in {model_path} has ids up to {largest}, and the model's embedding {rows} rows; give a folder "

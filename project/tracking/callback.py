@@ -66,7 +66,7 @@ class TrackRun(Callback):
         """Keep the metrics of a step whose hooks save: Lightning logs them after that, and a kill may come between."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         connector = trainer._logger_connector
-        begun = progress["total"]["completed"] < progress["total"]["ready"]
+        begun = progress["total"]["completed"] < progress["total"]["processed"] == progress["total"]["ready"]
         if begun and progress["current"]["ready"] % trainer.accumulate_grad_batches == 0 and connector.should_update_logs:
             metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
             checkpoint[UNLOGGED] = {"epoch": float(checkpoint["epoch"]), **metrics}
@@ -78,13 +78,17 @@ class TrackRun(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log it; where it was logged already, a reader takes the last of two values of a step, which are the same."""
+        self._log_rest(trainer)
+
+    def _log_rest(self, trainer: Trainer) -> None:
         if self._unlogged and trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(self._unlogged, self._step)
         self._unlogged = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the checkpoints of a training that ended."""
+        """Record the checkpoints of a training that ended; one whose last step was done did not start."""
+        self._log_rest(trainer)
         self._track_checkpoints(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

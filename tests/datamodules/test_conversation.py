@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import byte_tokenizer
 
-from project.datamodules.conversation import ConversationDataModule
+from project.datamodules.conversation import ConversationDataModule, _check_limit
 from project.dialects import Action, get_dialect
 from project.errors import InputError
 from project.files import write_rows
@@ -39,8 +39,9 @@ def make(tmp_path, train=None, held_out=None, accumulate=1, rank=0, world=1, mix
     held_out = write(tmp_path / "validation.jsonl", held_out or [conversation(i) for i in range(10, 13)])
     data = ConversationDataModule(mixture or train, held_out, **({"micro_tokens": 400} | changes))
     data.trainer = SimpleNamespace(
-        lightning_module=Module(), accumulate_grad_batches=accumulate, global_rank=rank, world_size=world
-    )
+        lightning_module=Module(), accumulate_grad_batches=accumulate, global_rank=rank, world_size=world,
+        limit_train_batches=1.0, fast_dev_run=False,
+    )  # fmt: skip
     return data
 
 
@@ -104,6 +105,18 @@ def test_trap_03_a_missing_file_is_never_replaced(tmp_path):
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(InputError, match=r"train\.jsonl does not exist"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(3, 3), (0.5, 3)])
+def test_an_epoch_that_ends_inside_a_step_is_refused(tmp_path, limit, taken):
+    trainer = SimpleNamespace(limit_train_batches=limit, accumulate_grad_batches=2, fast_dev_run=False)
+    with pytest.raises(
+        InputError, match=rf"^trainer.limit_train_batches={limit} ends an epoch after {taken} micro-batches, in"
+    ):
+        _check_limit(trainer, 6)
+    _check_limit(SimpleNamespace(**{**vars(trainer), "limit_train_batches": 1.0}), 6)
+    _check_limit(SimpleNamespace(**{**vars(trainer), "limit_train_batches": 100}), 6)
+    _check_limit(SimpleNamespace(**{**vars(trainer), "fast_dev_run": 1}), 6)
 
 
 def test_weights_of_the_config_lie_over_the_defaults(tmp_path):

@@ -277,6 +277,18 @@ def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path):
         make(folder)
 
 
+def test_an_added_token_without_a_row_is_no_mismatch(tmp_path):
+    """As in folders whose padding token was added and never trained; decision tokens bring rows for it."""
+    folder = tiny_model_folder(tmp_path / "m")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(folder)
+    policy, _, _ = make(folder)
+    assert policy.causal_lm.get_input_embeddings().weight.shape[0] == 258 + 3
+    with pytest.raises(InputError, match="has ids up to 258"):  # it would be looked up
+        make(folder, settings=AgentSettings("tags", False))
+
+
 def test_a_missing_model_folder_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         resolve_model_path(tmp_path / "none")

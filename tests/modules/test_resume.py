@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from test_sft import conversation, make_data, make_module
+from test_sft import conversation, fit, make_data, make_module
 from tiny import tiny_model_folder
 
+from project.errors import InputError
 from project.files import write_rows
 from project.modules.policy import LoRA
 
@@ -66,8 +68,14 @@ class Stops(Callback):
 
 @pytest.mark.parametrize(
     ("accumulate", "options"),
-    [(1, {"val_check_interval": 2}), (2, {"val_check_interval": 1}), (4, {}), (2, {"limit_val_batches": 0})],
-    ids=["steps", "validation inside steps", "one step an epoch", "no validation"],
+    [
+        (1, {"val_check_interval": 2}),
+        (2, {"val_check_interval": 1}),
+        (2, {"val_check_interval": 3}),
+        (4, {}),
+        (2, {"limit_val_batches": 0}),
+    ],
+    ids=["steps", "validation inside steps", "validation inside a step", "one step an epoch", "no validation"],
 )
 def test_training_goes_on_from_every_checkpoint(tmp_path, accumulate, options):
     """4 micro-batches an epoch, three epochs, dropout.
@@ -98,3 +106,22 @@ def test_training_goes_on_from_every_checkpoint(tmp_path, accumulate, options):
         assert again <= rows
         odd = [name for name in differences(expected, found) if not any(word in name for word in (*UNLIKE, "callbacks"))]
         assert odd == []
+
+
+def test_a_checkpoint_saved_inside_a_micro_batch_is_refused(tmp_path):
+    """The loader has given it and the loop has not done it: it would be left out."""
+    folder = tiny_model_folder(tmp_path / "model")
+    for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
+        write_rows(tmp_path / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
+
+    class Fail(Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 2:
+                raise RuntimeError("failed")
+
+    saving = ModelCheckpoint(tmp_path / "saved", save_on_exception=True)
+    with pytest.raises(RuntimeError, match="failed"):
+        fit(make_module(folder), make_data(tmp_path), tmp_path, callbacks=[Fail(), saving])
+    (path,) = (tmp_path / "saved").glob("*.ckpt")
+    with pytest.raises(InputError, match="was saved inside a micro-batch, by save_on_exception or a scheduler's signal"):
+        fit(make_module(folder), make_data(tmp_path), tmp_path, ckpt_path=path)

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM end a training after the micro-batch at hand, saved, with the words that continue it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class SaveOnStop(Callback):
+    """Saves `last.ckpt` and stops; a second Ctrl-C stops at once. Ranks that share a training stop together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._interrupted = False
+        self._before: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over Ctrl-C, which would otherwise end the training anywhere."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ANN401
+        """Save and stop where that was asked for.
+
+        Raises:
+            KeyboardInterrupt, SIGTERMException: it was; Lightning then ends the run.
+        """
+        asked = self._interrupted or trainer.received_sigterm
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if not asked:
+            return
+        folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+        path = Path(folders[0] if folders else Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            sys.stderr.write(f"seeker: stopped after step {step}; go on with the same command and --ckpt_path {path}\n")
+        raise KeyboardInterrupt if self._interrupted else SIGTERMException
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give Ctrl-C back."""
+        if self._before is not None and signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, self._before)
+        self._before, self._interrupted = None, False
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        sys.stderr.write("\nseeker: stopping after this micro-batch or update; press again to stop at once, unsaved\n")
