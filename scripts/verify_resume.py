@@ -2,10 +2,10 @@
 
     python scripts/verify_resume.py --steps 20 -- --config experiments/quickstart/sft.yaml
 
-What follows `--` goes to `seeker fit`. One run goes through; the other is killed (SIGKILL, its whole process group; or as
-`--signal` says: INT is Ctrl-C) at a random step of the first half and goes on with `--ckpt_path last`. Compared are the last checkpoints (parameters, optimizer,
-schedule, place in the data, random numbers) and the logged metrics of each step, but times and memory. Exit status: 0 the same,
-1 not.
+What follows `--` goes to `seeker fit`. One run goes through; the other is killed (SIGKILL, its whole process group; with
+`--signal INT` as by Ctrl-C) at a random step of the first half and goes on with `--ckpt_path last`. Compared are the last
+checkpoints (parameters, optimizer, schedule, place in the data, random numbers) and the logged metrics of each step, but times
+and memory. Exit status: 0 the same, 1 not.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run, kill, resume, compare."""
+    """Run, stop, resume, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=2, help="optimizer steps from a checkpoint to the next")
-    parser.add_argument("--seed", type=int, help="of the step of the kill; by default another one each time")
+    parser.add_argument("--seed", type=int, help="of the step of the stop; by default another one each time")
     parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT"])
     parser.add_argument("arguments", nargs="+", help="of seeker fit, after --")
     given = parser.parse_args()
@@ -121,10 +121,9 @@ def main() -> int:
         metrics, resumed = logged(store, whole), logged(store, cut)
         other += [f"metric {path}" for path in differences(metrics, resumed)]
     values = sum(len(steps) for steps in metrics.values())
-    print(
-        f"stopped by SIG{given.signal} after step {at}, resumed to step {given.steps}: {leaves(expected)} values of the checkpoint and"
-    )
-    print(f"{values} logged metrics compared, {len(other)} differ{': ' + ', '.join(other[:10]) if other else ''}")
+    print(f"stopped by SIG{given.signal} after step {at}, resumed to step {given.steps}:")
+    print(f"{leaves(expected)} values of the checkpoint and {values} logged metrics compared, ", end="")
+    print(f"{len(other)} differ{': ' + ', '.join(other[:10]) if other else ''}")
     return 1 if other else 0
 
 

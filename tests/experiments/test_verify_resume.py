@@ -22,10 +22,8 @@ import verify_resume  # noqa: E402
         ("full", "", "KILL"),
         ("lora", "ddp", "KILL"),
         ("lora", "fsdp2", "KILL"),
-        ("lora", "", "INT"),
         ("lora", "", "TERM"),
         ("lora", "ddp", "INT"),
-        ("lora", "ddp", "TERM"),
     ],
 )
 def test_a_stopped_run_ends_as_one_that_was_not(with_facts: Path, adapter: str, strategy: str, by: str) -> None:
@@ -34,12 +32,12 @@ def test_a_stopped_run_ends_as_one_that_was_not(with_facts: Path, adapter: str, 
     words = [*config, *(["--model.lora", "null"] if adapter == "full" else ["--model.lora.dropout", "0.1"])]
     if strategy:
         words += ["--config", str(ROOT / "experiments" / "strategies" / f"{strategy}.yaml"), "--trainer.devices", "2"]
-    command = [sys.executable, str(SCRIPT), "--steps", "40", "--signal", by]
+    command = [sys.executable, str(SCRIPT), "--steps", "24", "--signal", by]
     command += ["--every", "1" if by == "KILL" else "5", "--", "--config", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=with_facts, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"stopped by SIG{by} after step " in done.stdout
-    assert "resumed to step 40" in done.stdout
+    assert "resumed to step 24" in done.stdout
     step = done.stdout.split("after step ")[1].split(",")[0]
     saved = f"seeker: stopped after step {step}; go on with the same command and --ckpt_path "
     assert (saved in done.stderr) == (by != "KILL")
