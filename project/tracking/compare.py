@@ -134,12 +134,13 @@ def paired_tests(runs: list[Run]) -> Paired:
     """Return {(position, later position): results} of the pairs of runs that kept scores for common questions."""
     from project.tracking.paired import paired_results
 
-    scores = [_scores(one) for one in runs]
+    scores = [run_scores(one) for one in runs]
     found = {(a, b): paired_results(scores[a], scores[b]) for a, b in combinations(range(len(runs)), 2)}
     return {pair: results for pair, results in found.items() if results}
 
 
-def _scores(run: Run) -> Scores:
+def run_scores(run: Run) -> Scores:
+    """Return {metric: {question: value}} of a test run, empty where it kept none."""
     from project.tracking.paired import FILES, read_scores
 
     store = client()

@@ -40,6 +40,13 @@ class PairedResult:
         return asdict(self)
 
 
+def mean_scores(runs: Sequence[Scores]) -> Scores:
+    """Return each question's mean over the runs, of the metrics and questions that all of them have."""
+    metrics = [metric for metric in runs[0] if all(metric in run for run in runs)]
+    shared = {metric: set(runs[0][metric]).intersection(*(run[metric] for run in runs[1:])) for metric in metrics}
+    return {metric: {q: sum(run[metric][q] for run in runs) / len(runs) for q in shared[metric]} for metric in metrics}
+
+
 def paired_bootstrap(differences: Sequence[float], *, seed: int = 0) -> tuple[float, float, float, float]:
     """Return the mean difference, its 95 % interval (percentiles) and the two-sided p of "no difference".
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,30 @@ def trend(curve: Mapping[int, float]) -> Trend | None:
     reach = float(t.ppf(0.975, len(values) - 2)) * float(line.stderr)
     slope = float(line.slope)
     return Trend(values[0], values[-1], slope, slope - reach, slope + reach, len(values))
+
+
+def pooled_trend(curves: Sequence[Mapping[int, float]]) -> Trend:
+    """Return the slope that several trainings share, each with a level of its own, and its 95 % interval.
+
+    Least squares over all values, t with n - trainings - 1 degrees of freedom; `first` and `last` are means over the trainings.
+
+    Raises:
+        TrackingError: there is no training, or one has fewer than 3 values.
+    """
+    import numpy as np
+    from scipy.stats import t
+
+    values = [np.array([curve[step] for step in sorted(curve)]) for curve in curves]
+    if not values or min(map(len, values)) < 3:
+        raise TrackingError(f"a shared slope needs trainings of at least 3 values, got {[len(one) for one in values]}")
+    places = np.concatenate([np.arange(len(one)) - (len(one) - 1) / 2 for one in values])
+    centred = np.concatenate([one - one.mean() for one in values])
+    slope = float(places @ centred / (places @ places))
+    free = len(centred) - len(values) - 1
+    error = float(np.sum((centred - slope * places) ** 2) / free / (places @ places)) ** 0.5
+    reach = float(t.ppf(0.975, free)) * error
+    first, last = (float(np.mean([one[end] for one in values])) for end in (0, -1))
+    return Trend(first, last, slope, slope - reach, slope + reach, len(centred))
 
 
 def trained_reward(run: Run) -> tuple[str, Trend] | None:
