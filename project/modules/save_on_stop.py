@@ -33,6 +33,14 @@ class SaveOnStop(Callback):
         Raises:
             KeyboardInterrupt, SIGTERMException: it was; Lightning then ends the run.
         """
+        self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do so after a validation too: Lightning would end the run before the next micro-batch, unsaved."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
         asked = self._interrupted or trainer.received_sigterm
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)

@@ -1,5 +1,7 @@
 """Training stopped wherever Lightning saves a checkpoint, and gone on with: the same parameters, logged values and hooks."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tiny import tiny_model_folder
 from project.errors import InputError
 from project.files import write_rows
 from project.modules.policy import LoRA
+from project.modules.save_on_stop import SaveOnStop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from verify_resume import differences
@@ -125,3 +128,33 @@ def test_a_checkpoint_saved_inside_a_micro_batch_is_refused(tmp_path):
     (path,) = (tmp_path / "saved").glob("*.ckpt")
     with pytest.raises(InputError, match="was saved inside a micro-batch, by save_on_exception or a scheduler's signal"):
         fit(make_module(folder), make_data(tmp_path), tmp_path, ckpt_path=path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["on_train_batch_start", "on_validation_start"])
+def test_a_training_that_is_asked_to_stop_saves_first(tmp_path, capsys, number, where):
+    """Inside a step of two micro-batches, and in the validation after the second step."""
+    folder = tiny_model_folder(tmp_path / "model")
+    for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
+        write_rows(tmp_path / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
+
+    class Ask(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if where == "on_train_batch_start" and batch_idx == 2:
+                os.kill(os.getpid(), number)
+
+        def on_validation_start(self, trainer, pl_module):
+            if where == "on_validation_start":
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGINT)
+    options = {"accumulate": 2, "limit_val_batches": 1.0, "max_epochs": 2}
+    with pytest.raises(SystemExit):
+        fit(make_module(folder), make_data(tmp_path), tmp_path / "run", callbacks=[Ask(), SaveOnStop()], **options)
+    signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    step = 1 if where == "on_train_batch_start" else 2
+    assert f"seeker: stopped after step {step}; go on with the same command and --ckpt_path" in capsys.readouterr().err
+    resumed = fit(make_module(folder), make_data(tmp_path), tmp_path / "run", ckpt_path=path, **options)
+    whole = fit(make_module(folder), make_data(tmp_path), tmp_path / "whole", **options)
+    assert resumed.batches == whole.batches[2 * step :]
