@@ -82,7 +82,7 @@ RECIPES = [path for path in LAYERS if path.parent.name == "recipes"]
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_a_recipe_plans_its_epochs(path: Path, with_facts: Path, parser: ArgumentParser) -> None:
     """With the tiny model's tokenizer and small data in place of the hub's and the user's; all else as it stands."""
-    from types import SimpleNamespace
+    from lightning import Trainer
 
     config = parse(parser, *layers(path), "--model.model_path=tiny-random")
     assert config.model.init_args.model_path == "tiny-random"
@@ -90,7 +90,9 @@ def test_a_recipe_plans_its_epochs(path: Path, with_facts: Path, parser: Argumen
     module = parser.instantiate_classes(Namespace(fit=config)).fit.model
     data = ConversationDataModule(**{**config.data.init_args.as_dict(), **with_files, "micro_tokens": 2048})
     accumulate = config.trainer.accumulate_grad_batches
-    data.trainer = SimpleNamespace(lightning_module=module, accumulate_grad_batches=accumulate, global_rank=0, world_size=1)
+    trainer = Trainer(accelerator="cpu", accumulate_grad_batches=accumulate, logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    data.trainer = trainer
     data.prepare_data()
     data.setup("fit")
     assert len(data.train_dataloader()) % accumulate == 0
