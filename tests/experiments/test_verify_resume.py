@@ -21,9 +21,7 @@ import verify_resume  # noqa: E402
         ("lora", "", "KILL"),
         ("full", "", "KILL"),
         ("lora", "ddp", "KILL"),
-        ("lora", "fsdp2", "KILL"),
-        ("lora", "", "TERM"),
-        ("lora", "ddp", "INT"),
+        ("lora", "fsdp2", "INT"),
     ],
 )
 def test_a_stopped_run_ends_as_one_that_was_not(with_facts: Path, adapter: str, strategy: str, by: str) -> None:

@@ -216,8 +216,18 @@ def test_the_strategy_refuses_by_itself(config):
 def test_lightnings_counts_are_those_of_the_new_steps():
     # Saved in the hook after the second micro-batch of the third step of two: 6 begun, 5 done. With steps of one: 3 and 2.
     counts = {"ready": 6, "started": 6, "processed": 6, "completed": 5}
-    loop = {"epoch_loop.batch_progress": {"total": dict(counts), "current": dict(counts), "is_last_batch": False}}
+    state = {"_batches_that_stepped": 2}
+    progress = {"total": dict(counts), "current": dict(counts), "is_last_batch": False}
+    loop = {"epoch_loop.batch_progress": progress, "epoch_loop.state_dict": state}
     recount(loop, 2, 1)
-    assert loop["epoch_loop.batch_progress"]["current"] == {"ready": 3, "started": 3, "processed": 3, "completed": 2}
+    assert progress["current"] == {"ready": 3, "started": 3, "processed": 3, "completed": 2}
     recount(loop, 1, 2)
-    assert loop["epoch_loop.batch_progress"]["total"] == counts
+    assert progress["total"] == counts
+    assert state == {"_batches_that_stepped": 2}
+    # After the first micro-batch of the fourth step, in a validation: the third step is done, and was not counted.
+    progress["total"] |= dict.fromkeys(counts, 7)
+    progress["current"] |= dict.fromkeys(counts, 7)
+    state["_batches_that_stepped"] = 3
+    recount(loop, 2, 2)
+    assert progress["total"] == progress["current"] == counts
+    assert state == {"_batches_that_stepped": 2}
