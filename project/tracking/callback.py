@@ -73,8 +73,9 @@ class TrackRun(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take what the step of the checkpoint may have left unlogged."""
-        self._unlogged = checkpoint.get(UNLOGGED, {}) if trainer.state.fn == "fit" else {}
-        self._step = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+        if trainer.state.fn == "fit" and UNLOGGED in checkpoint:
+            self._unlogged = checkpoint[UNLOGGED]
+            self._step = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log it; where it was logged already, a reader takes the last of two values of a step, which are the same."""

@@ -58,7 +58,7 @@ def test_mean_scores_by_hand() -> None:
 
 def test_what_seeds_show_together(tmp_path: Path) -> None:
     of = client()
-    experiment = of.create_experiment("seeker")
+    experiment = of.create_experiment("seeker", artifact_location=(tmp_path / "artifacts").as_uri())
 
     def run(name: str, rewards: list[float], parent: str | None = None) -> str:
         run_id = str(of.create_run(experiment, run_name=name).info.run_id)
