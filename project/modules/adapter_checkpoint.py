@@ -41,6 +41,8 @@ class AdapterCheckpoint:
     """Read from a checkpoint, and not yet set."""
     _random_of_step: dict[str, Any] | None = None
     """As the optimizer step began."""
+    _step_anew: bool = False
+    """True where the checkpoint was saved inside an optimizer step."""
 
     def pin_base(self) -> None:
         """Note which base is loaded; call it where the weights are read, as the folder may be written anew later."""
@@ -55,7 +57,7 @@ class AdapterCheckpoint:
         trainer = self._own_trainer()
         parts = trainer.accumulate_grad_batches if trainer is not None else 1
         inside = parts > 1 and trainer.fit_loop.epoch_loop.batch_progress.current.ready % parts
-        checkpoint[RANDOM_STATES] = of_all_ranks((inside and self._random_of_step) or random_state())
+        checkpoint[RANDOM_STATES] = of_all_ranks(self._random or (inside and self._random_of_step) or random_state())
         checkpoint[ACCUMULATE] = parts
         if frozen:
             checkpoint[BASE_DIGEST] = self._base
@@ -90,17 +92,17 @@ class AdapterCheckpoint:
                     "the checkpoint was saved inside a micro-batch, by save_on_exception or a scheduler's signal, and does not "
                     "say what that had done; give one that was saved after a micro-batch"
                 )
-            recount(loop, checkpoint.get(ACCUMULATE, now), now)
+            self._step_anew = recount(loop, checkpoint.get(ACCUMULATE, now), now)
         states = checkpoint.get(RANDOM_STATES, [])
         rank = trainer.global_rank if trainer is not None else 0
         self._random = states[rank] if fitting and rank < len(states) else None
 
     def on_train_start(self) -> None:
-        """Begin the next epoch as always where a checkpoint was the last of its epoch: Lightning would skip its first hooks."""
-        loop = self._own_trainer().fit_loop
-        inside = loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_train_batch_end
-        if inside and loop.epoch_loop.batch_progress.is_last_batch:
-            loop.reset_restart_stage()
+        """Have Lightning do what was due right after a micro-batch whose end saved the checkpoint."""
+        trainer = self._own_trainer()
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_train_batch_end and not self._step_anew:
+            finish_batch(loop)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401 - Lightning's hook
         """Set the checkpoint's random numbers: what runs before, the loader's start above all, may draw some."""
@@ -120,7 +122,32 @@ class AdapterCheckpoint:
         return {name: value if isinstance(value, (int, float, str)) else repr(value) for name, value in found.items()}
 
 
-def recount(fit_loop: dict[str, Any], before: int, now: int) -> None:
+def finish_batch(fit_loop: Any) -> None:  # noqa: ANN401 - Lightning's own loop
+    """Go on right after the hooks of a micro-batch's end: a validation or the epoch's end that is due comes, as it would have.
+
+    Lightning takes the validation as done, and the epoch too where that was its last micro-batch.
+    """
+    loop = fit_loop.epoch_loop
+    last, due = loop.batch_progress.is_last_batch, loop._should_check_val_fx(fit_loop._data_fetcher)
+    if not last and not due:
+        return
+    if last:
+        for counts in (fit_loop.epoch_progress.total, fit_loop.epoch_progress.current):
+            counts.processed -= 1
+            counts.completed -= 1
+    loop.batch_progress.increment_completed()
+    if due:
+        loop._restart_stage = "restarted_on_last"  # as from a validation's end: the micro-batch is counted
+        loop.val_loop.restarting = False  # its counts are those of the validation before
+        loop.val_loop._restart_stage = "restarted_mid_evaluation"
+    else:
+        loop._batches_that_stepped += 1
+        loop.on_iteration_done()
+        fit_loop.on_iteration_done()
+        fit_loop.on_advance_end()
+
+
+def recount(fit_loop: dict[str, Any], before: int, now: int) -> bool:
     """Have Lightning's loop count the micro-batches of whole steps, as if a step had `now` of them, not `before`.
 
     What was gathered inside a step is lost with its process: the step is done anew. Lightning saves inside a micro-batch's
@@ -134,6 +161,7 @@ def recount(fit_loop: dict[str, Any], before: int, now: int) -> None:
         if inside:  # as the step before was saved: in its last micro-batch's hooks, and not yet counted
             counts["completed"] = counts["processed"] - 1
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= bool(inside)
+    return bool(inside)
 
 
 def frozen_state(module: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from verify_resume import differences
 
 UNLIKE = ("zero_grad", "val_loop")
-"""Counts of what was done: a step done anew clears its gradients twice; and see the test's docstring."""
+"""Counts of what was done: a step done anew clears its gradients, and validates inside, twice."""
 
 
 class Rows(Logger):
@@ -47,12 +47,12 @@ class Stops(Callback):
     def __init__(self, folder):
         self.folder, self.hooks, self.saved, self.done = folder, [], [], 0
 
-    def _at(self, trainer, hook=None, skipped=0):
+    def _at(self, trainer, hook=None):
         self.hooks += [hook] if hook else []
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0:
             self.done = len(self.hooks)
         if self.folder and trainer.global_step < trainer.estimated_stepping_batches:
-            self.saved.append((self.folder / f"{len(self.saved)}.ckpt", self.done + skipped))
+            self.saved.append((self.folder / f"{len(self.saved)}.ckpt", self.done, set(trainer.logger.rows)))
             trainer.save_checkpoint(self.saved[-1][0])
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -60,13 +60,35 @@ class Stops(Callback):
         self.done = len(self.hooks)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self._at(trainer, batch["names"], int(trainer.is_last_batch))
+        self._at(trainer, batch["names"])
+
+    def on_validation_start(self, trainer, pl_module):
+        self.hooks.append("validation")
 
     def on_validation_end(self, trainer, pl_module):
         self._at(trainer)
 
     def on_train_epoch_end(self, trainer, pl_module):
         self._at(trainer, "epoch end")
+
+
+def run(folder, options, accumulate=1, save=None, ckpt_path=None):
+    """Train 4 micro-batches an epoch, three epochs, with dropout; return the stops, what was logged and the last checkpoint."""
+    stops, rows = Stops(save), Rows()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=3, accumulate_grad_batches=accumulate, callbacks=[stops], logger=rows,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        log_every_n_steps=1, default_root_dir=folder / "run", **options,
+    )  # fmt: skip
+    module = make_module(folder / "model", LoRA(4, 8.0, dropout=0.1), learning_rate=1e-2)
+    trainer.fit(module, make_data(folder), ckpt_path=ckpt_path)
+    trainer.save_checkpoint(folder / "end.ckpt")
+    return stops, rows.rows, torch.load(folder / "end.ckpt", weights_only=True)
+
+
+def odd(expected, found):
+    """Return what differs between two checkpoints."""
+    return [name for name in differences(expected, found) if not any(word in name for word in (*UNLIKE, "callbacks"))]
 
 
 @pytest.mark.parametrize(
@@ -81,34 +103,33 @@ class Stops(Callback):
     ids=["steps", "validation inside steps", "validation inside a step", "one step an epoch", "no validation"],
 )
 def test_training_goes_on_from_every_checkpoint(tmp_path, accumulate, options):
-    """4 micro-batches an epoch, three epochs, dropout.
-
-    Lightning skips what was due right after a checkpoint saved at a micro-batch's end: a validation, the epoch's end.
-    """
-    folder = tiny_model_folder(tmp_path / "model")
+    """A validation or an epoch's end that was due right after the checkpoint still comes."""
+    tiny_model_folder(tmp_path / "model")
     for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
         write_rows(tmp_path / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
 
-    def run(save=None, ckpt_path=None):
-        stops, rows = Stops(save), Rows()
-        trainer = Trainer(
-            accelerator="cpu", max_epochs=3, accumulate_grad_batches=accumulate, callbacks=[stops], logger=rows,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            log_every_n_steps=1, default_root_dir=tmp_path / "run", **options,
-        )  # fmt: skip
-        module = make_module(folder, LoRA(4, 8.0, dropout=0.1), learning_rate=1e-2)
-        trainer.fit(module, make_data(tmp_path), ckpt_path=ckpt_path)
-        trainer.save_checkpoint(tmp_path / "end.ckpt")
-        return stops, rows.rows, torch.load(tmp_path / "end.ckpt", weights_only=True)
-
-    whole, rows, expected = run(save=tmp_path / "stops")
+    whole, rows, expected = run(tmp_path, options, accumulate, save=tmp_path / "stops")
     assert len(whole.saved) > 10
-    for path, done in whole.saved:
-        resumed, again, found = run(ckpt_path=path)
+    for path, done, logged in whole.saved:
+        resumed, again, found = run(tmp_path, options, accumulate, ckpt_path=path)
         assert resumed.hooks == whole.hooks[done:]
         assert again <= rows
-        odd = [name for name in differences(expected, found) if not any(word in name for word in (*UNLIKE, "callbacks"))]
-        assert odd == []
+        assert {row for row in rows if row[1].startswith("val/")} <= logged | again
+        assert odd(expected, found) == []
+
+
+def test_a_checkpoint_of_the_validation_that_a_resume_begins_with_holds_the_random_numbers(tmp_path):
+    """They are set before the first micro-batch, and it is saved before that."""
+    tiny_model_folder(tmp_path / "model")
+    for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
+        write_rows(tmp_path / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
+    options = {"val_check_interval": 2}
+    whole, _, expected = run(tmp_path, options, save=tmp_path / "stops")
+    second = whole.saved[1]
+    resumed, _, _ = run(tmp_path, options, ckpt_path=second[0], save=tmp_path / "again")
+    assert resumed.hooks[0] == "validation"
+    _, _, found = run(tmp_path, options, ckpt_path=resumed.saved[0][0])
+    assert odd(expected, found) == []
 
 
 def test_a_checkpoint_saved_inside_a_micro_batch_is_refused(tmp_path):
