@@ -75,6 +75,8 @@ def _cleaned(steps: Iterable[Step]) -> Iterator[Step]:
         else:
             text = _strip(step.content)
             text = text if step.type == "other" else clean(text).strip()
+            if step.type == "reasoning" and text.endswith('"') and text.count('"') % 2:
+                text = text[:-1].rstrip()  # the quote that a query closed: `The query to search for is "<search>…`
             if text:
                 yield replace(step, content=text)
 

@@ -66,6 +66,112 @@ def test_a_call_with_several_queries_has_one_result_that_knows_them():
     assert by_query(result("text"), 2) is None
 
 
+LOG = """Thought 1: I look it up.
+Action 1: Search[Hamlet]
+Observation 1: Hamlet is a play.
+Thought: 5 acts, says a book.
+Thought 2: And its author?
+Action 2: Lookup[author]
+Observation 2: No more results.
+Thought 3: I know it.
+Action 3: click the first hit
+Observation 3: Invalid Action. Valid Actions are Lookup[<topic>] Search[<topic>] and Finish[<answer>].
+Thought 4: Then so.
+Action 4: Finish[Shakespeare [W.]]"""
+STEPS = (
+    think("I look it up."),
+    search("Hamlet"),
+    result("Hamlet is a play.\nThought: 5 acts, says a book."),
+    think("And its author?"),
+    search("author", tool="lookup"),
+    result(error="No more results."),
+    think("I know it."),
+    Step("other", "click the first hit"),
+    result(error="Invalid Action. Valid Actions are Lookup[] Search[] and Finish[]."),
+    think("Then so."),
+    answer("Shakespeare [W.]"),
+)
+QUESTION = {"question": "Who wrote Hamlet?"}
+
+
+def test_a_numbered_log_of_reflexion():
+    before = "Question: Who wrote Hamlet?You have failed before. Reflections:\n- I shall use Finish[<answer>].\n"
+    after = "\nObservation 4: Answer is INCORRECT\nCorrect answer: Bacon"
+    name, trace = read(QUESTION | {"text": before + LOG + after, "trial": 2, "status": "incorrect"})
+    assert name == "react"
+    assert [step for step in trace.steps if step.type != "search_result"] == [s for s in STEPS if s.type != "search_result"]
+    assert trace.steps[2] == STEPS[2]
+    assert (trace.correct, trace.answers) == (False, ("Bacon",))
+
+
+def test_a_halted_log_does_not_tell_the_answer():
+    halted = LOG.partition("\nThought 3")[0] + "\nCorrect answer: Bacon"
+    _, trace = read(QUESTION | {"text": halted, "status": "halted"})
+    assert trace.steps == STEPS[:6]
+    assert (trace.correct, trace.answers) == (None, ("Bacon",))
+
+
+def test_the_three_shapes_of_fireact():
+    """Lines without numbers: messages, a list `traj`, one text `traj` after the instruction."""
+    turns = [
+        "Thought: I look it up.\nAction: search[Hamlet]",
+        "Observation: Hamlet is a play.",
+        "Thought: I know it.\nAction: finish[Shakespeare]",
+        "Observation: Episode finished, reward = True",
+    ]
+    roles = ("assistant", "user", "assistant", "user")
+    messages = [{"role": role, "content": turn} for role, turn in zip(("user", *roles), ("Who?", *turns), strict=True)]
+    instruction = "Below is an instruction.\n\n### Instruction:\nWho wrote Hamlet?\n\n### Response:\n"
+    expected = (STEPS[0], STEPS[1], result("Hamlet is a play."), think("I know it."), answer("Shakespeare"))
+    for row in ({"messages": messages}, {"traj": messages, "gt": "shakespeare"}, {"traj": instruction + "\n".join(turns)}):
+        name, trace = read(QUESTION | row)
+        assert (name, trace.steps, trace.correct) == ("react", expected, True)
+        assert trace.answers == (("shakespeare",) if "gt" in row else ())
+
+
+def test_words_that_follow_no_format_stay():
+    _, trace = read(QUESTION | {"text": "I begin.\nThought: x\nAction: search[y]"})
+    assert trace.steps == (Step("other", "I begin."), think("x"), search("y"))
+
+
+@pytest.mark.parametrize(
+    ("row", "correct"),
+    [
+        ({"reward": True}, True),
+        ({"reward": 0.5}, None),
+        ({"status": "incorrect"}, False),
+        ({"status": "halted"}, None),
+        ({"gpt4o_output": "True"}, True),
+        ({"correct": False, "gpt4o_output": "True"}, False),
+    ],
+)
+def test_what_other_systems_say_of_the_answer(row, correct):
+    assert read(QUESTION | {"text": "<answer> x </answer>"} | row)[1].correct is correct
+
+
+def test_r1_searchers_text():
+    """The prompt opened the thought; the query stands in quotes; the documents are numbered."""
+    text = (
+        'I look it up with "<|begin_of_query|> Hamlet<|end_of_query|>\n\n<|begin_of_documents|>\n(1)Hamlet   A play.\n'
+        "(2)Shakespeare   He wrote it.\n<|end_of_documents|>\n\nI know it.</think>\n\n<answer> Shakespeare </answer>"
+    )
+    name, trace = read(QUESTION | {"gen_text_store": text, "answer": "Shakespeare", "gpt4o_output": "True"})
+    assert name == "tags"
+    documents = (Document("A play.", "Hamlet"), Document("He wrote it.", "Shakespeare"))
+    assert trace.steps == (
+        think("I look it up with"),
+        search("Hamlet"),
+        Step("search_result", documents=documents),
+        think("I know it."),
+        answer("Shakespeare"),
+    )
+    assert (trace.answers, trace.correct) == (("Shakespeare",), True)
+
+
+def test_nested_lists_of_answers():
+    assert read(QUESTION | {"text": "<answer> x </answer>", "answer": [["a", "b"], "c"]})[1].answers == ("a", "b", "c")
+
+
 def test_seekers_own_rows_are_read_back():
     name, trace = read(TWO_HOPS.to_row())
     assert name == "trace"
@@ -225,10 +331,7 @@ def test_documents_survive_being_written_and_read():
         ({"steps": NORMALISED["steps"]}, "field 'question' is missing"),
         ({"question": "q", "steps": [{"type": "thought"}]}, "field 'text' of a step of type 'thought' is missing"),
         ({"question": "q", "steps": [], "correct": "yes"}, "field 'correct' is str"),
-        (
-            {"question": "q", "messages": [{"role": "assistant", "content": "Thought: x\nAction: search[y]"}]},
-            "format not known",
-        ),
+        ({"question": "q", "messages": [{"role": "assistant", "content": "Thought: x"}]}, "format not known"),
     ],
 )
 def test_what_cannot_be_read_says_why(row, reason):

@@ -5,7 +5,8 @@
 | `trace` | Seeker's own: `steps` of DESIGN §3 |
 | `normalised` | `steps` of thoughts, actions and observations |
 | `predecessor` | `{"question", "trace": […, "CorrectAnswer"]}` |
-| `tags` | text, or messages, with `<think> <search> <information> <answer>` |
+| `react` | text, or messages, with `Thought:`, `Action: search[…]`, `Observation:` (ReAct, FireAct, Reflexion) |
+| `tags` | text, or messages, with `<think> <search> <information> <answer>`, or R1-Searcher's |
 | `tool_calls` | an OpenAI conversation with `tool_calls` and tool messages |
 """
 
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from project.records import Row, Step, Trace
-from project.traces.readers import normalised, rows, tagged, tool_calls
+from project.traces.readers import normalised, react, rows, tagged, tool_calls
 
-ReaderName = Literal["auto", "trace", "normalised", "predecessor", "tags", "tool_calls"]
+ReaderName = Literal["auto", "trace", "normalised", "predecessor", "react", "tags", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,17 @@ READERS: dict[str, Reader] = {
     "trace": Reader(rows.matches, rows.read),
     "normalised": Reader(normalised.matches, normalised.read),
     "predecessor": Reader(rows.matches_predecessor, rows.read_predecessor),
+    "react": Reader(react.matches, react.read),
     "tags": Reader(lambda row: not _has_calls(row) and tagged.matches(row), tagged.read),
     "tool_calls": Reader(tool_calls.matches, tool_calls.read),
 }
 """By name, in the order in which they are tried."""
+VERDICTS: dict[str, dict[str, bool]] = {
+    "reward": {"True": True, "False": False},
+    "status": {"correct": True, "incorrect": False},
+    "gpt4o_output": {"True": True, "False": False},
+}
+"""Where other systems say whether the answer was right: FireAct, Reflexion, R1-Searcher's judge."""
 
 
 def read_trace(row: Row, reader: ReaderName = "auto") -> tuple[str, Trace]:
@@ -49,6 +57,8 @@ def read_trace(row: Row, reader: ReaderName = "auto") -> tuple[str, Trace]:
     answers, correct = _answers(row), _correct(row)
     if name == "predecessor" and (right := rows.predecessor_answer(row)):
         answers, correct = answers or (right,), True if correct is None else correct
+    if name == "react" and (right := react.right_answer(row)):
+        answers = answers or (right,)
     steps = tuple(READERS[name].steps(row))
     return name, Trace(str(row["id"]), _question(row), answers, steps, correct, str(row.get("source") or ""))
 
@@ -72,17 +82,22 @@ def _question(row: Row) -> str:
 
 
 def _correct(row: Row) -> bool | None:
-    """Return whether the answer was right, where the row or its `extra_info` says so."""
+    """Return whether the answer was right, where the row or its `extra_info` says so, or a judge whom the row quotes."""
     info = row.get("extra_info")
     value = row.get("correct", info.get("correct") if isinstance(info, dict) else None)
     if value is not None and not isinstance(value, bool):
         msg = f"field 'correct' is {type(value).__name__}, expected true, false or null"
         raise ValueError(msg)
-    return value
+    if value is not None:
+        return value
+    return next((said[str(row[name])] for name, said in VERDICTS.items() if str(row.get(name)) in said), None)
 
 
 def _answers(row: Row) -> tuple[str, ...]:
-    names = ("answers", "gold_answers", "golden_answers", "gold_answer", "ground_truth", "answer")
+    names = ("answers", "gold_answers", "golden_answers", "gold_answer", "ground_truth", "gt", "answer")
     value = next((row[name] for name in names if row.get(name) is not None), None)
-    values = value if isinstance(value, list) else [value]
-    return tuple(str(v) for v in values if v is not None)
+    return tuple(str(v) for v in _flat(value) if v is not None)
+
+
+def _flat(value: object) -> list[object]:
+    return [one for part in value for one in _flat(part)] if isinstance(value, list) else [value]

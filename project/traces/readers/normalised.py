@@ -44,9 +44,8 @@ def _text(step: Row) -> str:
 
 
 def _thought(text: str) -> str:
-    """Return a thought without the answer block that the next step repeats, and without a quote left open by a query."""
-    text = _TAIL.sub("", text).strip()
-    return text[:-1].rstrip() if text.endswith('"') and text.count('"') % 2 else text
+    """Return a thought without the answer block that the next step repeats."""
+    return _TAIL.sub("", text).strip()
 
 
 def _action(step: Row) -> Step:

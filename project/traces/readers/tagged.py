@@ -15,7 +15,14 @@ from project.records import Row, Step
 from project.traces.readers.observations import join_results
 from project.traces.readers.tool_calls import read_call, read_reply
 
-TEXT_FIELDS = ("text", "response", "output", "completion", "generation", "trace")
+TEXT_FIELDS = ("text", "response", "output", "completion", "generation", "trace", "gen_text_store")
+_SAME_TAGS = {
+    "<|begin_of_query|>": "<search>",
+    "<|end_of_query|>": "</search>",
+    "<|begin_of_documents|>": "<information>",
+    "<|end_of_documents|>": "</information>",
+}
+"""R1-Searcher's."""
 _TAG = re.compile(r"<(?:think|search|information|answer|tool_call)>")
 _BLOCK = re.compile(
     r"<(?P<tag>think|search|information|answer|summary|tool_call|tool_response)>(?P<body>.*?)</(?P=tag)>", re.DOTALL
@@ -48,7 +55,10 @@ def _text(row: Row) -> str:
         said = [m for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str)]
         first = next((i for i, m in enumerate(said) if m.get("role") == "assistant"), len(said))
         return "\n".join(_said(m) for m in said[first:])
-    return next((row[name] for name in TEXT_FIELDS if isinstance(row.get(name), str)), "")
+    text = next((row[name] for name in TEXT_FIELDS if isinstance(row.get(name), str)), "")
+    for theirs, ours in _SAME_TAGS.items():
+        text = text.replace(theirs, ours)
+    return text if "<think>" in text else text.replace("</think>", "")  # one that the prompt opened
 
 
 def _said(message: Row) -> str:

@@ -24,7 +24,7 @@ def matches(row: Row) -> bool:
     said = [m for m in messages if isinstance(m, dict) and m.get("role") == "assistant"]
     if any(m.get("tool_calls") for m in said):
         return True
-    return bool(said) and not any(_REACT.search(_string(m.get("content"))) for m in said)
+    return bool(said) and not any(_REACT.search(as_text(m.get("content"))) for m in said)
 
 
 def read(row: Row) -> list[Step]:
@@ -35,7 +35,7 @@ def read(row: Row) -> list[Step]:
     for message in [*row["messages"], {}]:
         role = message.get("role")
         if role == "tool":
-            results.append(read_reply(_string(message.get("content")), len(steps[-1].queries) if steps else 1))
+            results.append(read_reply(as_text(message.get("content")), len(steps[-1].queries) if steps else 1))
             continue
         if results:
             steps.append(results[0] if len(results) == 1 else join_results(results))
@@ -44,11 +44,11 @@ def read(row: Row) -> list[Step]:
             started = True
             steps += _turn(message)
         elif role == "user" and started:
-            steps.append(Step("other", _string(message.get("content"))))
+            steps.append(Step("other", as_text(message.get("content"))))
     return steps
 
 
-def _string(content: object) -> str:
+def as_text(content: object) -> str:
     """Return a message's text, also of the form `[{"type": "text", "text": "…"}]`."""
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
@@ -56,7 +56,7 @@ def _string(content: object) -> str:
 
 
 def _turn(message: Row) -> list[Step]:
-    content, calls = _string(message.get("content")), message.get("tool_calls") or []
+    content, calls = as_text(message.get("content")), message.get("tool_calls") or []
     thoughts = [str(message.get("reasoning_content") or message.get("reasoning") or ""), *_THINK.findall(content)]
     said = _THINK.sub("", content).strip()
     if calls:
