@@ -1,7 +1,6 @@
-"""The one reader and writer of rows: JSON lines and Parquet, gzip or not, checked, atomic.
+"""The one reader of rows: JSON lines and Parquet, gzip or not, whole (`read_rows`) or in chunks (`read_chunks`).
 
-A file is read in batches with line numbers, so that a wrong row is named by file, line and field. A file is written under
-a temporary name beside its own and renamed when complete: a run that dies leaves no partial output.
+Every row comes with its line or row number, so that a wrong one is named by file, line and field.
 """
 
 from __future__ import annotations
@@ -9,38 +8,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import re
-import tempfile
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, Any, TypeVar
 
 from project.errors import InputError
 from project.records import Row
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-class Record(Protocol):
-    """A record that can be written."""
-
-    def to_row(self) -> Row:
-        """Return the record as a JSON object."""
-
+from project.writing import FOOTER_KEY, PARQUET_JSON_COLUMNS, suffix_of
 
 R = TypeVar("R")
-PARQUET_JSON_COLUMNS = ("extra_info", "messages", "tools", "steps", "context", "target")
-"""Columns that Parquet holds as JSON strings: an empty object cannot be a struct, and Arrow merges the keys of different
-objects and fills the absent ones with nulls. So are other columns that hold objects in the first row group."""
-_FOOTER_KEY = "seeker"
-"""Footer entry of our own Parquet files: `json`, the columns held as JSON; `absent`, the rows (from 0) that lack a column."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
-ROW_GROUP_BYTES = 8_000_000
 
 
 def local_file(path: Path | str) -> Path:
@@ -74,25 +55,33 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, Row]]:
         InputError: the file is missing, empty, damaged, of an unknown suffix, or holds a line that is no JSON object.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give a .jsonl, .json or .parquet file")
-    suffix = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
     readers: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
         "jsonl": _read_jsonl,
         "json": _read_json,
         "parquet": _read_parquet,
     }
-    if suffix not in readers:
-        raise InputError(f"{path} has the suffix '.{suffix}'; expected .jsonl, .json or .parquet (also with .gz)")
     empty = True
     try:
-        for number, row in readers[suffix](path):
+        for number, row in readers[kind_of(path)](path):
             empty = False
             yield number, row
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path} is damaged, or not the kind of file that its suffix says: {error}") from error
+        raise _damaged(path, error) from error
     if empty:
         raise InputError(f"{path} holds no rows; check the command that made it")
+
+
+def kind_of(path: Path) -> str:
+    """Return `jsonl`, `json` or `parquet`; a missing file, or one of another suffix, is an `InputError`."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give a .jsonl, .json or .parquet file")
+    if (suffix := suffix_of(path)) not in ("jsonl", "json", "parquet"):
+        raise InputError(f"{path} has the suffix '.{suffix}'; expected .jsonl, .json or .parquet (also with .gz)")
+    return suffix
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged, or not the kind of file that its suffix says: {error}")
 
 
 def read_records(path: Path | str, parse: Callable[[Row], R]) -> list[R]:
@@ -106,46 +95,95 @@ def read_records(path: Path | str, parse: Callable[[Row], R]) -> list[R]:
     return records
 
 
-@contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path` that is renamed to it on success and removed on failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(descriptor)
-    partial = Path(name)
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of a file, not yet parsed."""
+
+    path: Path
+    first: int
+    """The number of its first line or row, from 1."""
+    share: float
+    """How much of all files ends with this chunk, from 0 to 1."""
+    lines: tuple[bytes, ...] = ()
+    objects: tuple[Any, ...] = ()
+    """Of a `.json` file."""
+    row_group: int | None = None
+    """Of a `.parquet` file."""
+
+    def rows(self) -> Iterator[tuple[int, Row | str, str]]:
+        """Yield (line, object, ""), or (line, text, reason) of what is no JSON object."""
+        if self.row_group is not None:
+            yield from ((number, row, "") for number, row in _read_row_group(self.path, self.row_group, self.first - 1))
+        for number, value in enumerate(self.objects, self.first):
+            yield (number, value, "") if isinstance(value, dict) else (number, str(value), _not_an_object(value))
+        for number, line in enumerate(self.lines, self.first):
+            if line.strip():
+                yield number, *_parsed_line(line)
+
+
+def read_chunks(paths: Sequence[Path], size: int) -> Iterator[Chunk]:
+    """Yield the files in chunks of about `size` bytes of JSON lines, or of one row group of Parquet.
+
+    Raises:
+        InputError: a file is missing, empty, damaged, or of an unknown suffix.
+    """
+    kinds = {path: kind_of(path) for path in paths}
+    readers = {"jsonl": _line_chunks, "json": _object_chunks, "parquet": _group_chunks}
+    total, done = sum(path.stat().st_size for path in paths), 0
+    for path in paths:
+        empty = True
+        try:
+            for chunk, read in readers[kinds[path]](path, size):
+                empty = empty and not any(map(bytes.strip, chunk.lines)) and not chunk.objects and chunk.row_group is None
+                yield replace(chunk, share=min((done + read) / total, 1.0))
+        except (OSError, EOFError, zlib.error) as error:
+            raise _damaged(path, error) from error
+        if empty:
+            raise InputError(f"{path} holds no rows; check the command that made it")
+        done += path.stat().st_size
+
+
+def _line_chunks(path: Path, size: int) -> Iterator[tuple[Chunk, int]]:
+    with path.open("rb") as raw:
+        lines: list[bytes] = []
+        first, held = 1, 0
+        for number, line in enumerate(gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw, 1):
+            lines.append(line)
+            held += len(line)
+            if held >= size:
+                yield Chunk(path, first, 0.0, tuple(lines)), raw.tell()
+                lines, first, held = [], number + 1, 0
+        if lines:
+            yield Chunk(path, first, 0.0, tuple(lines)), raw.tell()
+
+
+def _object_chunks(path: Path, size: int) -> Iterator[tuple[Chunk, int]]:
+    del size  # the whole list is in memory already
+    values = tuple(_json_list(path))
+    yield Chunk(path, 1, 0.0, objects=values), path.stat().st_size
+
+
+def _group_chunks(path: Path, size: int) -> Iterator[tuple[Chunk, int]]:
+    del size
+    metadata, _ = _opened(path)
+    first = 1
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if rows:
+            yield Chunk(path, first, 0.0, row_group=group), path.stat().st_size * (first + rows - 1) // metadata.num_rows
+        first += rows
+
+
+def _parsed_line(line: bytes) -> tuple[Row | str, str]:
     try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_rows(path: Path | str, rows: Iterable[Row]) -> int:
-    """Write objects to `.jsonl[.gz]` or `.parquet` (by suffix) and return how many."""
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return _write_parquet(path, rows)
-    if path.name.removesuffix(".gz").rsplit(".", 1)[-1] != "jsonl":
-        raise InputError(f"{path} cannot be written; its suffix must be .jsonl, .jsonl.gz or .parquet")
-    count = 0
-    with atomic_path(path) as partial, _open_text(partial, "wt", gzipped=path.suffix == ".gz") as out:
-        for row in rows:
-            out.write(_dumps(row) + "\n")
-            count += 1
-    return count
-
-
-def write_records(path: Path | str, records: Iterable[Record]) -> int:
-    """Write records and return how many."""
-    return write_rows(path, (record.to_row() for record in records))
-
-
-def write_text(path: Path | str, text: str) -> None:
-    """Write a small text file atomically."""
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        value = json.loads(line.decode())
+    except json.JSONDecodeError as error:
+        return line.decode(errors="replace"), f"not JSON ({error.msg} at column {error.colno})"
+    except UnicodeDecodeError as error:
+        return line.decode(errors="backslashreplace"), f"not UTF-8 at byte {error.start}"
+    except (ValueError, RecursionError) as error:
+        return line.decode(errors="replace"), f"JSON that cannot be read ({error})"
+    return (value, "") if isinstance(value, dict) else (line.decode(), _not_an_object(value))
 
 
 def file_digest(path: Path | str) -> str:
@@ -157,14 +195,14 @@ def file_digest(path: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _open_text(path: Path, mode: str, *, gzipped: bool) -> IO[str]:
-    if gzipped:
-        return gzip.open(path, mode, encoding="utf-8", newline="\n")  # type: ignore[return-value]
-    return path.open(mode, encoding="utf-8", newline="\n")
+def _open_text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    with _open_text(path, "rt", gzipped=path.suffix == ".gz") as lines:
+    with _open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -178,32 +216,60 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Row]]:
-    with _open_text(path, "rt", gzipped=path.suffix == ".gz") as stream:
+    for number, row in enumerate(_json_list(path), 1):
+        yield number, _an_object(path, number, row)
+
+
+def _json_list(path: Path) -> list[Any]:
+    """Return the values of a file that holds one JSON list, or one value."""
+    with _open_text(path) as stream:
         try:
             rows = json.load(stream)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
         except RecursionError as error:
             raise InputError(f"{path} holds JSON that cannot be read ({error})") from error
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
-        yield number, _an_object(path, number, row)
+    return rows if isinstance(rows, list) else [rows]
 
 
 def _an_object(path: Path, number: int, row: Any) -> Row:  # noqa: ANN401 - whatever JSON held
     if not isinstance(row, dict):
-        raise InputError(f"{path}, line {number}: a JSON {type(row).__name__}, expected an object")
+        raise InputError(f"{path}, line {number}: {_not_an_object(row)}")
     return row
 
 
+def _not_an_object(value: object) -> str:
+    return f"a JSON {type(value).__name__}, expected an object"
+
+
 def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    metadata, _ = _opened(path)
+    first = 0
+    for group in range(metadata.num_row_groups):
+        yield from _read_row_group(path, group, first)
+        first += metadata.row_group(group).num_rows
+
+
+def _opened(path: Path) -> tuple[Any, Row | None]:
+    """Return a Parquet file's metadata, and what its footer says where we wrote it."""
     import pyarrow.parquet as pq
 
-    number = 0
     try:
-        file = pq.ParquetFile(path)
-        footer = json.loads((file.metadata.metadata or {}).get(_FOOTER_KEY.encode()) or "null")
-        with file:
-            for batch in file.iter_batches(batch_size=1024):
+        metadata = pq.read_metadata(path)
+        return metadata, json.loads((metadata.metadata or {}).get(FOOTER_KEY.encode()) or "null")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a Parquet file, or is damaged: {error}") from error
+
+
+def _read_row_group(path: Path, group: int, first: int) -> Iterator[tuple[int, Row]]:
+    """Yield (row number from 1, object) of a row group that begins after `first` rows."""
+    import pyarrow.parquet as pq
+
+    _, footer = _opened(path)
+    number = first
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
                 for row in batch.to_pylist():
                     yield number + 1, _from_foreign(row) if footer is None else _from_ours(row, number, footer)
                     number += 1
@@ -246,103 +312,6 @@ def _without_nulls(value: Any) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(value, dict):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None}
     return [_without_nulls(v) for v in value] if isinstance(value, list) else value
-
-
-def _dumps(value: Any) -> str:  # noqa: ANN401 - any JSON
-    """Return JSON with readable characters, or escaped where half a surrogate pair cannot be written as UTF-8."""
-    text = json.dumps(value, ensure_ascii=False)
-    return json.dumps(value) if _SURROGATE.search(text) else text
-
-
-def _parquet_schema(rows: list[Row], json_columns: Collection[str]) -> pa.Schema:
-    """Return the schema of the first rows; a column that is all nulls or empty lists there gets the type it has later."""
-    import pyarrow as pa
-
-    later = {"correct": pa.bool_(), "needs_search": pa.bool_()}
-    schema = pa.schema([])
-    for name in dict.fromkeys(name for row in rows for name in row):
-        kind: pa.DataType = pa.string() if name in json_columns else pa.array([row.get(name) for row in rows]).type
-        if pa.types.is_null(kind):
-            kind = later.get(name, pa.string())
-        elif pa.types.is_list(kind) and pa.types.is_null(kind.value_type):
-            kind = pa.list_(pa.string())
-        schema = schema.append(pa.field(name, kind))
-    return schema
-
-
-def _holds_objects(value: Any) -> bool:  # noqa: ANN401 - any JSON
-    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value))
-
-
-class _LateColumn(ValueError):
-    """A row has a column that no row of the first row group had."""
-
-
-class _AbsentColumns:
-    """Which rows lack which columns: Arrow gives them nulls there, which reading must tell from genuine ones."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[int]] = {}
-        self.genuine: set[str] = set()
-        """Columns in which a row holds a null of its own."""
-
-    def note(self, row: Row, number: int, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in row:
-                self.rows.setdefault(name, []).append(number)
-            elif row[name] is None:
-                self.genuine.add(name)
-
-    def to_footer(self) -> dict[str, list[int] | bool]:
-        """Return the rows of each column; True where every null of the column was added."""
-        return {name: rows if name in self.genuine else True for name, rows in self.rows.items()}
-
-
-def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
-    """Write row groups bounded by bytes; the schema is that of the first group, and a later row must fit it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    count, size = 0, 0
-    buffer: list[Row] = []
-    json_columns = set(PARQUET_JSON_COLUMNS)
-    absent = _AbsentColumns()
-    schema: pa.Schema | None = None
-    writer: pq.ParquetWriter | None = None
-    with atomic_path(path) as partial:
-
-        def flush() -> None:
-            nonlocal writer, schema, size
-            if schema is None:
-                json_columns.update(k for row in buffer for k, v in row.items() if _holds_objects(v))
-                schema = _parquet_schema(buffer, json_columns)
-            stored = [{k: _dumps(v) if k in json_columns else v for k, v in row.items()} for row in buffer]
-            table = pa.Table.from_pylist(stored, schema=schema)
-            writer = writer or pq.ParquetWriter(partial, schema)
-            writer.write_table(table)
-            for number, row in enumerate(buffer, count - len(buffer)):
-                if late := row.keys() - set(schema.names):
-                    raise _LateColumn(f"row {number + 1} is the first with the columns {sorted(late)}")
-                absent.note(row, number, schema.names)
-            buffer.clear()
-            size = 0
-
-        try:
-            for row in rows:
-                buffer.append(row)
-                size += len(_dumps(row))
-                count += 1
-                if size >= ROW_GROUP_BYTES:
-                    flush()
-            if buffer or writer is None:
-                flush()
-            assert writer is not None
-            footer = {"json": sorted(json_columns), "absent": absent.to_footer()}
-            writer.add_key_value_metadata({_FOOTER_KEY: json.dumps(footer)})
-            writer.close()
-        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError, _LateColumn) as error:
-            raise InputError(f"{path} cannot hold rows of different columns or types ({error}); write .jsonl") from error
-    return count
 
 
 def read_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from project import files
+from project import writing
 from project.errors import InputError
-from project.files import atomic_path, file_digest, local_file, read_records, read_rows, write_records, write_rows, write_text
+from project.files import file_digest, local_file, read_records, read_rows
 from project.records import Conversation, Message, Passage, Question, Step, ToolCall, Trace
+from project.writing import atomic_path, write_records, write_rows, write_text
 
 FORMATS = ["a.jsonl", "a.jsonl.gz", "a.parquet"]
 
@@ -125,7 +126,7 @@ def test_rows_survive(tmp_path_factory, name, rows):
 
 
 def test_parquet_row_groups_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROW_GROUP_BYTES", 1_000)
+    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 1_000)
     rows: list[dict] = [
         {"id": str(n), "text": "x" * 100, "extra_info": {"n": n}} | ({} if n % 3 else {"score": n / 2}) for n in range(40)
     ]
@@ -138,7 +139,7 @@ def test_parquet_row_groups_are_bounded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("last", [{"id": "x", "late": 1}, {"id": 3}, {"id": "\ud800"}])
 def test_parquet_refuses_what_it_would_lose(tmp_path, monkeypatch, last):
     """A column that first appears after the first row group, or changes its type, is an error and not a silent loss."""
-    monkeypatch.setattr(files, "ROW_GROUP_BYTES", 1_000)
+    monkeypatch.setattr(writing, "ROW_GROUP_BYTES", 1_000)
     with pytest.raises(InputError, match=r"a.parquet cannot hold rows of different columns or types \(.*write .jsonl"):
         write_rows(tmp_path / "a.parquet", [*({"id": "x" * 100} for _ in range(20)), last])
     assert not list(tmp_path.glob("*a.parquet*"))

@@ -20,8 +20,9 @@ from typing import Any
 from project.answers import normalise_answer
 from project.corpus.fields import need, need_text, need_texts
 from project.errors import InputError
-from project.files import file_digest, read_records, read_rows, write_records, write_rows, write_text
+from project.files import file_digest, read_records, read_rows
 from project.records import Passage, Question, Row
+from project.writing import write_records, write_rows, write_text
 
 SPLITS = ("train", "validation", "test")
 TRACE_SOURCES = ("fireact_gpt4_hotpotqa", "fireact_eval_", "reflexion_react_", "r1searcher_hotpotqa_")

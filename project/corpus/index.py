@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from project.corpus.passage_store import ROWS_FILE, PassageStore, write_passages
 from project.errors import InputError
-from project.files import file_digest, read_rows, write_text
+from project.files import file_digest, read_rows
 from project.records import Hit, Passage, Row
+from project.writing import write_text
 
 if TYPE_CHECKING:  # without bm25s: jsonargparse runs this block for --help, and bm25s takes half a second to load
     import numpy as np

@@ -22,8 +22,9 @@ from project.corpus.fields import need, need_text, need_texts
 from project.corpus.index import STOP_WORDS
 from project.dialects import ANSWER_TOKEN, SEARCH_TOKEN, Action, clean, get_dialect
 from project.errors import InputError
-from project.files import file_digest, read_rows, write_records, write_rows, write_text
+from project.files import file_digest, read_rows
 from project.records import Conversation, Message, Question, Row
+from project.writing import write_records, write_rows, write_text
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 """Shares of the articles."""

@@ -14,6 +14,7 @@ from project.datamodules.plan import PlannedLoader, draw
 from project.datamodules.samples import Samples, join, tokenised
 from project.errors import InputError
 from project.files import local_file
+from project.overlap import refuse_overlap
 from project.rendering import DEFAULT_WEIGHTS, Renderer
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class ConversationDataModule(LightningDataModule):
         row_weight: str | None = None,
         limit: int | None = None,
         seed: int = 0,
+        check_split: bool = True,
     ) -> None:
         """Take the files and how to batch them.
 
@@ -38,7 +40,7 @@ class ConversationDataModule(LightningDataModule):
             train_file: conversations (`.jsonl`, `.parquet`; `.gz` too), here or on the hub
                 (`hf://datasets/OWNER/NAME@REVISION/FILE`); or a mixture of files, each with how many times an epoch goes
                 through it: 2 shows every sample twice, 0.25 a quarter of them, drawn by the seed.
-            validation_file: conversations that share no group with the training ones.
+            validation_file: conversations for validation.
             micro_tokens: most tokens in one micro-batch, into which conversations are packed whole; an optimizer step is
                 accumulate_grad_batches x ranks of them. A longer conversation is dropped and counted; no label is ever cut off.
             weights: loss weight per span kind, over the defaults (think 1.5, decision 2, the rest the agent writes 1). A
@@ -48,6 +50,8 @@ class ConversationDataModule(LightningDataModule):
                 Conversations of weight 0 are left out.
             limit: use only so many training conversations, drawn by the seed.
             seed: of the order of the samples.
+            check_split: refuse training and validation conversations that share a group, a trace, what comes before the agent's
+                first word, or a question with its answer.
         """
         super().__init__()
         given = train_file if isinstance(train_file, dict) and train_file else {str(train_file): 1.0}
@@ -56,6 +60,7 @@ class ConversationDataModule(LightningDataModule):
             raise InputError(f"limit={limit} has no meaning for {len(self.mixture)} files; lower their times in train_file")
         self.validation_file = local_file(validation_file)
         self.micro_tokens, self.row_weight, self.limit, self.seed = micro_tokens, row_weight, limit, seed
+        self.check_split = check_split
         self.weights: Mapping[str, float] = {**DEFAULT_WEIGHTS, **(weights or {})}
         _check_numbers("weights", self.weights)
         _check_numbers("train_file", {str(path): times for path, times in self.mixture.items()})
@@ -85,13 +90,22 @@ class ConversationDataModule(LightningDataModule):
         renderer = self._renderer()
         train = [tokenised(path, renderer, self.row_weight) for path in self.mixture]
         validation = tokenised(self.validation_file, renderer)
-        check_disjoint(train, validation, self.data_files)
+        if self.check_split:
+            self._refuse_overlap(train, validation)
         mixed = join([self._times(part, times) for part, times in zip(train, self.mixture.values(), strict=True)])
         self._pad_id = int(renderer.tokenizer.pad_token_id)
         self._sets = {
             "train": self._fitting("train", self._drawn(mixed)),
             "validation": self._fitting("validation", validation),
         }
+
+    def _refuse_overlap(self, train: list[Samples], validation: Samples) -> None:
+        if self.validation_file.resolve() in map(Path.resolve, self.mixture):
+            raise InputError(
+                f"training and validation are the same file {self.validation_file}; give two that share no question"
+            )
+        trained = set().union(*(part.marks() for part in train))
+        refuse_overlap({"the training conversations": trained, "those for validation": validation.marks()})
 
     def _renderer(self) -> Renderer:
         module: Any = self.trainer.lightning_module if self.trainer else None
@@ -174,19 +188,3 @@ def _check_numbers(name: str, values: Mapping[str, float]) -> None:
             raise InputError(f"{name}.{key}={value} must be a finite number from 0")
     if not any(values.values()):
         raise InputError(f"{name} are all 0; nothing would be trained")
-
-
-def check_disjoint(train: list[Samples], held_out: Samples, files: Mapping[str, Path]) -> None:
-    """Raise `InputError` where two sets are one file or share a group or, without groups, an id."""
-    *trained, validation = (path.resolve() for path in files.values())
-    if validation in trained:
-        raise InputError(f"training and validation are the same file {validation}; give two that share no question")
-
-    def groups(samples: Samples) -> set[str]:
-        return {group for found in samples.column("groups") for group in found}
-
-    shared = set().union(*(groups(part) for part in train)) & groups(held_out)
-    if shared:
-        raise InputError(
-            f"{len(shared)} groups are in both training and validation, for example '{min(shared)}'; split by group"
-        )

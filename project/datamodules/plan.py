@@ -18,18 +18,12 @@ import torch
 
 from project.datamodules.samples import Samples
 from project.errors import InputError
-from project.records import Conversation, Question
 from project.rendering import Sample
 
 MicroBatch = dict[str, Any]
 T = TypeVar("T")
 WINDOW = 32
 """Micro-batches that are packed at once, at most."""
-
-
-def groups_of(record: Question | Conversation) -> set[str]:
-    """Return what a record must not share with another split: its groups (joined by `|`), or its id where it has none."""
-    return set(record.group.split("|")) if record.group else {record.id}
 
 
 def draw(rows: Sequence[T], limit: int | None, seed: int | str) -> Sequence[T]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from lightning import LightningDataModule
 
-from project.datamodules.plan import draw, groups_of
+from project.datamodules.plan import draw
 from project.errors import InputError
 from project.files import read_records
+from project.overlap import marks, refuse_overlap
 from project.records import Question
 
 
@@ -116,13 +117,14 @@ class QuestionDataModule(LightningDataModule):
         train_balanced: bool = False,
         train_passes: int = 1,
         seed: int = 0,
+        check_split: bool = True,
     ) -> None:
         """Take the files.
 
         Args:
             train_file: questions for training (`seeker fit`).
-            validation_file: questions for validation; must share no group with the training ones.
-            test_file: questions for `seeker test`; must share no group with the training ones where both are given.
+            validation_file: questions for validation.
+            test_file: questions for `seeker test`.
             predict_file: questions for `seeker predict`.
             batch_questions: training questions in one update.
             eval_batch_questions: questions whose episodes run at once in validation, test and prediction.
@@ -132,28 +134,25 @@ class QuestionDataModule(LightningDataModule):
                 commonest kind's habits (one search is enough) are else learnt for all.
             train_passes: times that an epoch of training goes over them.
             seed: of the draws, and of the order of the training questions.
+            check_split: refuse training, validation and test questions that share a group, or a question with its answer.
         """
         super().__init__()
         files = {"train": train_file, "validation": validation_file, "test": test_file, "predict": predict_file}
         self.data_files = {name: Path(path) for name, path in files.items() if path is not None}
         self.batch_questions, self.eval_batch_questions = batch_questions, eval_batch_questions
         self.limit, self.train_limit, self.train_passes, self.seed = limit, train_limit, train_passes, seed
-        self.train_balanced = train_balanced
+        self.train_balanced, self.check_split = train_balanced, check_split
         self._questions: dict[str, list[Question]] = {}
 
     def setup(self, stage: str) -> None:
-        """Read all files and refuse groups shared between training and the rest."""
+        """Read all files and refuse what training, validation and test must not share."""
         needed = {"fit": "train", "validate": "validation"}.get(stage, stage)
         if needed not in self.data_files:
             raise InputError(f"seeker {stage} needs data.{needed}_file; give a file of questions")
         self._questions = {name: read_records(path, Question.from_row) for name, path in self.data_files.items()}
-        train = {g for q in self._questions.get("train", []) for g in groups_of(q)}
-        for name in ("validation", "test"):
-            shared = train & {g for q in self._questions.get(name, []) for g in groups_of(q)}
-            if shared:
-                raise InputError(
-                    f"{len(shared)} groups are in both train and {name}, for example '{min(shared)}'; split by group"
-                )
+        if self.check_split:
+            sides = {name: found for name, found in self._questions.items() if name != "predict"}
+            refuse_overlap({f"the {name} questions": set().union(*map(marks, found)) for name, found in sides.items()})
 
     def train_dataloader(self) -> QuestionLoader:
         """Return shuffled batches of training questions."""

@@ -24,15 +24,16 @@ from typing import Any, overload
 
 from project.errors import InputError
 from project.files import file_digest, read_records
+from project.overlap import marks
 from project.records import Conversation
 from project.rendering import Renderer, Sample
 
-CODE = ("rendering.py", "dialects.py", "records.py", "files.py", "datamodules/samples.py")
+CODE = ("rendering.py", "dialects.py", "records.py", "files.py", "overlap.py", "answers.py", "datamodules/samples.py")
 """What makes samples, in the package."""
 PACKAGES = ("tokenizers", "transformers", "datasets", "jinja2", "polars")
 PARALLEL = 1000
 """Conversations from which a second process is worth its start."""
-LISTS = {"groups": "string", "ids": "int32", "kinds": "int8", "weights": "float32"}
+LISTS = {"marks": "string", "ids": "int32", "kinds": "int8", "weights": "float32"}
 """Columns with a list a sample, and what their values are stored as."""
 KEPT_SECONDS = 30 * 24 * 3600
 CONTENT = "content"
@@ -76,9 +77,13 @@ class Samples(Sequence[Sample]):
         return Samples(self.table, [self.rows[i] for i in indices], _digest([self.key, list(indices)]))
 
     def column(self, name: str) -> list[Any]:
-        """Return of each sample its `tokens`, `total` (weight of its labels), `conversation` (its number) or `groups`."""
+        """Return of each sample its `tokens`, `total` (weight of its labels), `conversation` (its number) or `marks`."""
         values = self.table.data.column(name).to_pylist()
         return [values[row] for row in self.rows]
+
+    def marks(self) -> set[str]:
+        """Return what none of these samples may share with another side of a split; see `overlap.marks`."""
+        return {mark for held in self.column("marks") for mark in held}
 
 
 def join(parts: Sequence[Samples]) -> Samples:
@@ -216,12 +221,10 @@ def _weighted(conversation: Conversation, factor: float) -> Conversation:
 
 
 def _render(batch: dict[str, list[Any]], renderer: Renderer) -> dict[str, list[Any]]:
-    from project.datamodules.plan import groups_of
-
     made = []
     for number, row in zip(batch["number"], batch["row"], strict=True):
         conversation: Conversation = pickle.loads(row)
-        made += [(number, sample, sorted(groups_of(conversation))) for sample in renderer.samples(conversation)]
+        made += [(number, sample, sorted(marks(conversation))) for sample in renderer.samples(conversation)]
     return _columns(made)
 
 
@@ -229,7 +232,7 @@ def _columns(made: Sequence[tuple[int, Sample, list[str]]]) -> dict[str, list[An
     return {
         "id": [sample.id for _, sample, _ in made],
         "conversation": [number for number, _, _ in made],
-        "groups": [groups for _, _, groups in made],
+        "marks": [held for _, _, held in made],
         "tokens": [len(sample.ids) for _, sample, _ in made],
         "total": [sum(sample.weights[1:]) for _, sample, _ in made],  # nothing predicts a first token
         "ids": [sample.ids for _, sample, _ in made],

@@ -18,13 +18,13 @@ from project.corpus.server import ServerHandle
 from project.environment.search import EpisodeLimits
 from project.errors import InputError, SearchError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
-from project.files import write_rows
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
 from project.records import Episode, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
 from project.rollouts.engines import Engine, EngineName, make_engine
 from project.rollouts.runner import EpisodeRunner, without_turns
+from project.writing import write_rows
 
 
 class SearchAgent(LightningModule):

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from project.errors import InputError, SeekerError, TrainingError
-from project.files import file_digest, read_yaml, write_text
+from project.files import file_digest, read_yaml
 from project.records import Row
 from project.tracking.store import project_root, run_folder_id, runs_folder
+from project.writing import write_text
 
 MANIFEST = "pipeline.json"
 LOCK = ".lock"

@@ -1,50 +1,45 @@
 """`seeker data traces`: the logs of any agent -> the trace table (DESIGN §3).
 
 Each row is read by the reader that fits it (`readers/`) and made uniform (`tidy.py`). A row that no reader can read is
-counted by its reason and written to `OUTPUT.rejected.jsonl` with file and line; with `strict` it stops the run. The
-filters are polars expressions over `table.features`, off by default; what each removed is printed.
+counted by its reason and listed with file and line. The filters are named expressions over `table.features`, none by
+default; what each removed is counted, a trace for the first that removes it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from project.errors import InputError
-from project.files import read_rows, write_records, write_rows
-from project.records import Row, Trace
+from project.records import Trace
+from project.streams import ROW_ERRORS, Made, Placed, run
 from project.traces.readers import ReaderName, read_trace
-from project.traces.table import as_paths, features, print_counts, refuse_same_file, uniform
+from project.traces.table import as_paths, features, print_counts, trace_digest, uniform
 
 if TYPE_CHECKING:
     import polars as pl
 
-
-@dataclass
-class Ingested:
-    """What was read from the input files."""
-
-    traces: list[Trace] = field(default_factory=list)
-    rejected: list[Row] = field(default_factory=list)
-    """`{"file", "line", "reason", "row"}` of each row that could not be read."""
-    readers: Counter[str] = field(default_factory=Counter)
+FILTERS = {
+    "correct": "correct",
+    "answered": "answered",
+    "searched": "searches > 0",
+    "answer_found": "answer_found",
+    "no_tool_error": "errors = 0",
+    "no_malformed": "malformed = 0",
+}
+"""Filters by name, each an SQL expression that is true for a trace that stays."""
+NO_DUPLICATES = "no_duplicates"
 
 
 def traces(
     input_file: list[Path] | Path,
     output_file: Path,
     reader: ReaderName = "auto",
-    correct_only: bool = False,
-    answered: bool = False,
-    no_tool_error: bool = False,
-    no_malformed: bool = False,
-    no_duplicates: bool = False,
-    min_searches: int = 0,
-    max_chars: int = 0,
+    filters: list[str] | None = None,
     strict: bool = False,
+    force: bool = False,
 ) -> None:
     """Read raw agent traces of any known format into the trace table.
 
@@ -52,128 +47,83 @@ def traces(
         input_file: one or several files (.jsonl, .json or .parquet, also .gz) of agents' logs.
         output_file: the trace table to write (.jsonl, .jsonl.gz or .parquet).
         reader: the format of the rows; auto looks at each row.
-        correct_only: keep traces whose answer is known to be right.
-        answered: keep traces that end with an answer.
-        no_tool_error: keep traces in which no tool failed.
-        no_malformed: keep traces in which every step could be read.
-        no_duplicates: keep one of the traces with the same question and the same steps.
-        min_searches: keep traces with at least so many searches.
-        max_chars: keep traces with at most so many characters of text; 0 is no limit.
-        strict: stop at the first row that cannot be read, instead of listing it.
+        filters: which traces stay: correct, answered, searched, answer_found, no_tool_error, no_malformed, no_duplicates, or
+            any SQL expression over source, correct, answered, answer_found, turns, searches, results, errors, malformed, words
+            and chars, as in '[correct, no_duplicates, "turns <= 6", "words between 50 and 4000"]'.
+        strict: stop at the first row that cannot be read, instead of listing it in OUTPUT.rejected.jsonl.
+        force: replace an output that was made otherwise.
     """
-    paths = as_paths(input_file)
-    refuse_same_file(paths, output_file)
-    read = ingest(paths, reader, strict=strict)
-    filters = named_filters(
-        correct_only=correct_only,
-        answered=answered,
-        no_tool_error=no_tool_error,
-        no_malformed=no_malformed,
-        min_searches=min_searches,
-        max_chars=max_chars,
+    expressions = named_filters(filters or [])
+    check_filters(expressions)
+    once = NO_DUPLICATES in (filters or [])
+    program = partial(ingest, reader, expressions, once)
+    parameters = {"reader": reader, "filters": filters or []}
+    counts = run(
+        "seeker data traces", program, as_paths(input_file), {"traces": output_file}, parameters, strict=strict, force=force
     )
-    kept, removed = apply_filters(read.traces, filters, no_duplicates=no_duplicates)
-    if not kept:
-        raise InputError(f"no trace is left of {len(read.traces)} after {', '.join(removed)}; relax the filters")
-    write_records(output_file, kept)
-    _write_rejected(output_file, read.rejected)
-    _report(read, removed, kept)
+    print_counts("traces", counts)
 
 
-def ingest(paths: Sequence[Path], reader: ReaderName = "auto", *, strict: bool = False) -> Ingested:
-    """Read all rows. Fails where no row of a file can be read, with the first one's reason."""
-    found = Ingested()
-    seen: Counter[str] = Counter()
-    for path in paths:
-        before = len(found.traces)
-        for line, trace, reason in _read(path, reader, found):
-            if trace is None:
-                if strict:
-                    raise InputError(f"{path}, line {line}: {reason}")
-                continue
-            seen[trace.id] += 1
-            found.traces.append(trace if seen[trace.id] == 1 else replace(trace, id=f"{trace.id}~{seen[trace.id]}"))
-        if len(found.traces) == before:
-            first = next(row for row in found.rejected if row["file"] == str(path))
-            raise InputError(f"{path}, line {first['line']}: {first['reason']} (no row of the file could be read)")
-    return found
+def named_filters(names: Sequence[str]) -> dict[str, str]:
+    """Return the SQL expression of each filter, by its name; one that has no name is its own."""
+    return {name: FILTERS.get(name, name) for name in names if name != NO_DUPLICATES}
 
 
-def _read(path: Path, reader: ReaderName, found: Ingested) -> Iterator[tuple[int, Trace | None, str]]:
-    """Yield (line, trace, "") or (line, None, reason)."""
-    stem = path.name.split(".")[0]
-    for line, row in read_rows(path):
-        named = row | {"id": row.get("id") or f"{stem}-{line}", "source": row.get("source") or stem}
+def check_filters(filters: Mapping[str, str]) -> None:
+    """Refuse an expression that cannot be computed, or is neither true nor false."""
+    import polars as pl
+    from polars.exceptions import PolarsError
+
+    empty = features([])
+    for name, expression in filters.items():
+        try:
+            kind = empty.select(pl.sql_expr(expression)).dtypes[0]
+        except PolarsError as error:
+            cause = str(error).partition("\n")[0]
+            raise InputError(
+                f"the filter '{name}' cannot be computed ({cause}); give one of {', '.join([*FILTERS, NO_DUPLICATES])}, or "
+                f"an SQL expression over the columns {', '.join(empty.columns)}"
+            ) from error
+        if kind != pl.Boolean:
+            raise InputError(f"the filter '{name}' is {kind}, expected true or false; write a comparison, as in 'turns <= 6'")
+
+
+def ingest(
+    reader: ReaderName, filters: Mapping[str, str], once: bool, rows: Sequence[Placed], made: Made
+) -> Iterator[tuple[Placed, str]]:
+    """Read rows into traces; a `Program` of `streams.py`."""
+    found: list[Trace] = []
+    for placed in rows:
+        stem = placed.file.name.split(".")[0]
+        row = placed.row
+        named = row | {"id": row.get("id") or f"{stem}-{placed.line}", "source": row.get("source") or stem}
         try:
             name, trace = read_trace(named, reader)
             trace = uniform(trace)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            found.rejected.append({"file": str(path), "line": line, "reason": str(error), "row": row})
-            yield line, None, str(error)
+        except ROW_ERRORS as error:
+            yield placed, str(error)
+            continue
+        made.counts[f"read by '{name}'"] += 1
+        found.append(trace)
+    for trace, removed_by in zip(found, judged(found, filters), strict=True):
+        if removed_by:
+            made.counts[f"removed by {removed_by}"] += 1
         else:
-            found.readers[name] += 1
-            yield line, trace, ""
+            made.put("traces", trace.to_row(), once=trace_digest(trace) if once else None, unique=True)
 
 
-def named_filters(
-    *, correct_only: bool, answered: bool, no_tool_error: bool, no_malformed: bool, min_searches: int, max_chars: int
-) -> dict[str, pl.Expr]:
-    """Return the filters that are on, by name: each is true for a row of `features` that stays."""
+def judged(found: Sequence[Trace], filters: Mapping[str, str]) -> list[str | None]:
+    """Return the first filter that removes each trace, None for one that stays; a null removes."""
     import polars as pl
 
-    filters = {
-        "correct_only": (correct_only, pl.col("correct").fill_null(value=False)),
-        "answered": (answered, pl.col("answered")),
-        "no_tool_error": (no_tool_error, pl.col("errors") == 0),
-        "no_malformed": (no_malformed, pl.col("malformed") == 0),
-        "min_searches": (min_searches > 0, pl.col("searches") >= min_searches),
-        "max_chars": (max_chars > 0, pl.col("chars") <= max_chars),
-    }
-    return {name: expression for name, (on, expression) in filters.items() if on}
+    if not filters:
+        return [None] * len(found)
+    removes = [_stays(expression).not_() for expression in filters.values()]
+    reasons = [pl.when(remove).then(pl.lit(name)) for name, remove in zip(filters, removes, strict=True)]
+    return features(found).select(pl.coalesce(*reasons, pl.lit(None, pl.String)).alias("removed_by"))["removed_by"].to_list()
 
 
-def apply_filters(
-    found: Sequence[Trace], filters: dict[str, pl.Expr], *, no_duplicates: bool = False
-) -> tuple[list[Trace], dict[str, int]]:
-    """Return the traces that stay and how many rows each filter removed, a row counted for the first that removes it."""
+def _stays(expression: str) -> pl.Expr:
     import polars as pl
 
-    reasons: list[pl.Expr] = [pl.when(~keep).then(pl.lit(name)).otherwise(None) for name, keep in filters.items()]
-    first = pl.coalesce(*reasons, pl.lit(None, pl.String))
-    table = features(found).with_columns(removed_by=first)
-    if no_duplicates:
-        repeated = ~pl.struct("group", "digest", pl.col("removed_by").is_null()).is_first_distinct()
-        mark = pl.when(repeated & pl.col("removed_by").is_null()).then(pl.lit("no_duplicates"))
-        table = table.with_columns(removed_by=pl.coalesce(mark, "removed_by"))
-    judged = table.select("row", "removed_by").collect()
-    counts = dict(judged.group_by("removed_by").len().iter_rows())
-    names = [*filters, *(["no_duplicates"] if no_duplicates else [])]
-    kept = judged.filter(pl.col("removed_by").is_null())["row"]
-    return [found[row] for row in kept], {name: counts.get(name, 0) for name in names}
-
-
-def rejected_path(output_file: Path) -> Path:
-    """Return where the rows that could not be read are listed."""
-    name = output_file.name.removesuffix(".gz").rsplit(".", 1)[0]
-    return output_file.with_name(f"{name}.rejected.jsonl")
-
-
-def _write_rejected(output_file: Path, rejected: list[Row]) -> None:
-    """List the rows that could not be read, and remove the list of an earlier run."""
-    path = rejected_path(output_file)
-    if rejected:
-        write_rows(path, rejected)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _report(read: Ingested, removed: dict[str, int], kept: Sequence[Trace]) -> None:
-    import polars as pl
-
-    counts = {f"read by '{name}'": count for name, count in read.readers.items()}
-    counts |= {f"could not be read: {reason}": n for reason, n in Counter(r["reason"] for r in read.rejected).most_common()}
-    counts |= {f"removed by {name}": count for name, count in removed.items()} | {"traces written": len(kept)}
-    sums = pl.col("searches", "results", "errors", "malformed").sum()
-    right = pl.col("correct").sum().alias("with a right answer")
-    table = features(kept).select(right, pl.col("answered").sum().alias("that end with an answer"), sums).collect()
-    print_counts("traces", counts | dict(zip(table.columns, table.row(0), strict=True)))
+    return pl.sql_expr(expression).fill_null(value=False)

@@ -6,18 +6,17 @@ dropped and counted by their problem, so that no conversation looks finished tha
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from project.dialects import Action, Dialect, clean, format_documents, get_dialect
-from project.errors import InputError
-from project.files import write_records
-from project.records import Conversation, DialectName, Document, Message, Step, Trace, with_weight
+from project.records import Conversation, DialectName, Document, Message, Row, Step, Trace, with_weight
+from project.streams import Made, each, run
 from project.traces.readers.observations import by_query
-from project.traces.table import as_paths, print_counts, question_group, read_traces, refuse_same_file
+from project.traces.table import as_paths, parse_trace, print_counts, question_group
 
 UNREADABLE = "This turn could not be read."
 NOTHING_RETURNED = "The search returned nothing."
@@ -66,6 +65,8 @@ def multiturn(
     dialect: DialectName = "tags",
     keep_malformed: bool = False,
     other_tools: bool = False,
+    strict: bool = False,
+    force: bool = False,
 ) -> None:
     """Write one conversation per trace that ends with an answer.
 
@@ -75,41 +76,31 @@ def multiturn(
         dialect: how the agent's turns are written; tags or tools.
         keep_malformed: keep traces with malformed turns; those turns are written with weight 0, a correction after them.
         other_tools: write lookups and page visits as searches; otherwise traces with them are dropped.
+        strict: stop at the first row that is no trace, instead of listing it in OUTPUT.rejected.jsonl.
+        force: replace an output that was made otherwise.
     """
-    paths = as_paths(input_file)
-    refuse_same_file(paths, output_file)
-    traces = read_traces(paths)
-    kept, dropped = usable(traces, keep_malformed=keep_malformed, other_tools=other_tools)
-    written = get_dialect(dialect)
-    write_records(output_file, (conversation(trace, written) for trace in kept))
-    print_counts("multiturn", dropped_counts(dropped) | {"conversations written": len(kept)})
+    parameters = {"dialect": dialect, "keep_malformed": keep_malformed, "other_tools": other_tools}
+    program = partial(each, partial(_written, get_dialect(dialect), keep_malformed, other_tools))
+    outputs = {"conversations": output_file}
+    counts = run("seeker data multiturn", program, as_paths(input_file), outputs, parameters, strict=strict, force=force)
+    print_counts("multiturn", counts)
 
 
-def usable(
-    traces: Iterable[Trace], *, keep_malformed: bool = False, other_tools: bool = False
-) -> tuple[list[Trace], Counter[Problem]]:
-    """Return the traces that become conversations, and how many do not for which problem. None at all is an error."""
-    kept: list[Trace] = []
-    dropped: Counter[Problem] = Counter()
-    for trace in traces:
-        found = problems(trace.steps)
-        if keep_malformed:
-            found = [problem for problem in found if not problem.can_be_kept]
-        if other_tools:
-            found = [problem for problem in found if problem is not Problem.OTHER_TOOL]
-        if found:
-            dropped[found[0]] += 1
-        else:
-            kept.append(trace)
-    if not kept:
-        reasons = ", ".join(f"{count} with {problem}" for problem, count in dropped.most_common())
-        raise InputError(f"no trace becomes a conversation ({reasons}); give traces that end with an answer")
-    return kept, dropped
+def _written(dialect: Dialect, keep_malformed: bool, other_tools: bool, row: Row, made: Made) -> None:
+    trace = parse_trace(row)
+    found = problem(trace, keep_malformed=keep_malformed, other_tools=other_tools)
+    if found:
+        made.counts[f"traces dropped: {found}"] += 1
+    else:
+        made.put("conversations", conversation(trace, dialect).to_row())
 
 
-def dropped_counts(dropped: Counter[Problem]) -> dict[str, int]:
-    """Return the counts of the problems with words for people."""
-    return {f"traces dropped: {problem}": count for problem, count in dropped.most_common()}
+def problem(trace: Trace, *, keep_malformed: bool = False, other_tools: bool = False) -> Problem | None:
+    """Return the gravest problem that keeps a trace from being a conversation; None where it is one."""
+    for found in problems(trace.steps):
+        if not (keep_malformed and found.can_be_kept) and not (other_tools and found is Problem.OTHER_TOOL):
+            return found
+    return None
 
 
 def problems(steps: Sequence[Step]) -> list[Problem]:

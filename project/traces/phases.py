@@ -1,164 +1,165 @@
-"""`seeker data phases`: traces -> the training and validation sets of the three phases, all of them conversations.
+"""`seeker data phases`: traces, or step samples with summaries -> the training sets of the phases, all of them conversations.
 
 - `multiturn`: the whole trace; every turn is trained.
 - `summary_only`: the question and a summary of what was read -> the next turn. It is what the agent sees after a fold.
 - `summary_prefix`: question and turns so far (weight 0), `<fold/>` -> the summary; the question with it -> the next turn.
+- `previous_turn`: question, the agent's last summary and search (weight 0), what it found -> a new summary and the next turn.
 
-The three are made of the same traces and split alike, by the hash of the question, so that no question, and with it no
-prefix of a trace, is on both sides (DESIGN §8.8). Adding rows moves nobody.
+Traces get extractive summaries (`summaries.py`); samples bring their own, a teacher's for example. Both give the same sets
+where the summaries are the same. `seeker data split` comes after, and keeps a question's conversations of all sets together.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from project import __version__
 from project.dialects import FOLD_REQUEST, Action, Dialect, get_dialect
-from project.errors import InputError
-from project.files import file_digest, write_records, write_text
-from project.records import Conversation, DialectName, Message, Trace, with_weight
-from project.traces.multiturn import conversation, dropped_counts, steps_messages, usable
+from project.records import Conversation, DialectName, Message, Row, Trace, with_weight
+from project.streams import Made, each, run
+from project.traces.multiturn import conversation, problem, steps_messages
 from project.traces.steps import StepSample, split
-from project.traces.summaries import MAX_WORDS, with_summary
-from project.traces.table import as_paths, print_counts, question_group, read_traces
+from project.traces.summaries import MAX_WORDS, check_max_words, with_summary
+from project.traces.table import as_paths, parse_trace, print_counts
 
-PHASES = ("multiturn", "summary_only", "summary_prefix")
-SPLITS = ("train", "validation")
-PHASE_TEXT = {
-    "multiturn": "the whole trace; every turn is trained",
-    "summary_only": "question and summary of what was read -> the next turn",
-    "summary_prefix": "question and turns so far (not trained), `<fold/>` -> the summary, then the next turn",
-}
-
-Sets = dict[str, list[Conversation]]
-"""Conversations by `PHASE_SPLIT`, the stem of the file's name."""
+PHASES = ("multiturn", "summary_only", "summary_prefix", "previous_turn")
+FileFormat = Literal["jsonl", "jsonl.gz", "parquet"]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the sets depend on beside the traces."""
+    """What the sets depend on beside the rows."""
 
-    dialect: DialectName
-    seed: int
-    validation_share: float
-    max_words: int
-    include_first: bool
+    dialect: DialectName = "tags"
+    max_words: int = MAX_WORDS
+    include_first: bool = True
+    keep_wrong: bool = False
 
 
 def phases(
     input_file: list[Path] | Path,
     output_dir: Path,
     dialect: DialectName = "tags",
-    seed: int = 0,
-    validation_share: float = 0.1,
     max_words: int = MAX_WORDS,
     include_first: bool = True,
     keep_wrong: bool = False,
+    file_format: FileFormat = "jsonl",
+    strict: bool = False,
+    force: bool = False,
 ) -> None:
-    """Write multiturn, summary_only and summary_prefix sets, each for train and validation, and a card.
+    """Write the training sets multiturn, summary_only, summary_prefix and previous_turn.
 
     Args:
-        input_file: one or several trace files, as seeker data traces writes them; filter there.
-        output_dir: the folder for PHASE_train.jsonl, PHASE_validation.jsonl and README.md.
+        input_file: one or several files of traces, as seeker data traces writes them, or of step samples with summaries.
+        output_dir: the folder for PHASE.jsonl.
         dialect: how the agent's turns are written; tags or tools.
-        seed: of the split between train and validation.
-        validation_share: the share of the questions that are for validation, between 0 and 1.
-        max_words: at most so many words of thoughts and results in a summary.
+        max_words: at most so many words of thoughts and results in a summary of a trace; samples bring their summaries.
         include_first: also train the first decision (question -> first search) in summary_only.
         keep_wrong: also train traces whose answer is known to be wrong.
+        file_format: jsonl, jsonl.gz or parquet.
+        strict: stop at the first row that is neither a trace nor a sample, instead of listing it in multiturn.rejected.jsonl.
+        force: replace sets that were made otherwise.
     """
-    if not 0.0 < validation_share < 1.0:
-        raise InputError(f"--validation_share is {validation_share}; give a share between 0 and 1")
-    paths = as_paths(input_file)
-    settings = Settings(dialect, seed, validation_share, max_words, include_first)
-    traces, counts = _trained(read_traces(paths), keep_wrong=keep_wrong)
-    sets = build(traces, settings)
-    for name, conversations in sets.items():
-        write_records(output_dir / f"{name}.jsonl", conversations)
-    write_text(output_dir / "README.md", card(paths, settings, traces, counts, sets))
-    print_counts("phases", counts | {name: len(conversations) for name, conversations in sets.items()})
+    check_max_words(max_words)
+    settings = Settings(dialect, max_words, include_first, keep_wrong)
+    parameters = {"dialect": dialect, "max_words": max_words, "include_first": include_first, "keep_wrong": keep_wrong}
+    outputs = {phase: output_dir / f"{phase}.{file_format}" for phase in PHASES}
+    program = partial(each, partial(of_row, settings))
+    counts = run("seeker data phases", program, as_paths(input_file), outputs, parameters, strict=strict, force=force)
+    print_counts("phases", counts)
 
 
-def _trained(traces: Sequence[Trace], *, keep_wrong: bool) -> tuple[list[Trace], dict[str, int]]:
-    """Return the traces to train on and how many are not, by reason; a wrong answer is no example (DESIGN §8.9)."""
-    kept, dropped = usable(traces)
-    counts = dropped_counts(dropped)
-    if keep_wrong:
-        return kept, counts
-    right = [trace for trace in kept if trace.correct is not False]
-    if not right:
-        raise InputError(f"all {len(kept)} usable traces have a wrong answer; give others, or set --keep_wrong true")
-    return right, counts | {"traces dropped: a wrong answer": len(kept) - len(right)}
-
-
-def build(traces: Sequence[Trace], settings: Settings) -> Sets:
-    """Return the six sets of traces that all become conversations."""
-    validation = validation_groups({question_group(t.question) for t in traces}, settings.seed, settings.validation_share)
+def of_row(settings: Settings, row: Row, made: Made) -> None:
+    """Add the conversations of a trace, or of one step sample; what cannot be one, or has a wrong answer, is counted."""
     dialect = get_dialect(settings.dialect)
-    sets: Sets = {f"{phase}_{part}": [] for phase in PHASES for part in SPLITS}
-    for trace in traces:
-        part = "validation" if question_group(trace.question) in validation else "train"
-        for phase, made in _of_trace(trace, dialect, settings):
-            sets[f"{phase}_{part}"].append(made)
-    if empty := [name for name, made in sets.items() if not made]:
-        raise InputError(f"no conversation for {', '.join(empty)}; give more traces that search, on more questions")
-    return sets
+    if "context" in row:
+        sample = StepSample.from_row(row)
+        whole = _whole_trace(sample)
+        if dropped := _dropped(sample.problem, sample.correct, settings):
+            made.counts[f"traces dropped: {dropped}"] += whole is not None
+            return
+        found = [*([("multiturn", conversation(whole, dialect))] if whole else []), *of_sample(sample, dialect, settings)]
+    else:
+        trace = parse_trace(row)
+        if dropped := _dropped(problem(trace) or "", trace.correct, settings):
+            made.counts[f"traces dropped: {dropped}"] += 1
+            return
+        found = [("multiturn", conversation(trace, dialect))]
+        for sample in split(trace):
+            found += of_sample(with_summary(sample, settings.max_words), dialect, settings)
+    for phase, one in found:
+        made.put(phase, one.to_row())
 
 
-def validation_groups(groups: Iterable[str], seed: int, share: float) -> set[str]:
-    """Return the groups whose hash is below the share, so that adding rows moves nobody.
-
-    Where so few groups leave one side empty, the lowest hash is for validation, or the highest for training.
-    """
-    ranked = sorted((_position(group, seed), group) for group in groups)
-    if len(ranked) < 2:
-        raise InputError("all traces ask one question, which cannot be both trained and validated on; give a second one")
-    count = sum(position < share for position, _ in ranked)
-    return {group for _, group in ranked[: min(max(count, 1), len(ranked) - 1)]}
+def _whole_trace(sample: StepSample) -> Trace | None:
+    """Return the trace where the sample is its last."""
+    if sample.split_index < sample.total_splits:
+        return None
+    steps = (*sample.context, *sample.target)
+    return Trace(sample.trace_id, sample.question, sample.answers, steps, sample.correct, sample.source)
 
 
-def _position(group: str, seed: int) -> float:
-    """Return a group's place in [0, 1), which depends on nothing but itself and the seed."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8]) / 2**64
+def _dropped(found: str, correct: bool | None, settings: Settings) -> str:
+    """Return why a trace is not trained; a wrong answer is no example (DESIGN §8.9)."""
+    return found or ("a wrong answer" if correct is False and not settings.keep_wrong else "")
 
 
-def _of_trace(trace: Trace, dialect: Dialect, settings: Settings) -> Iterator[tuple[str, Conversation]]:
-    yield "multiturn", conversation(trace, dialect)
-    for sample in split(trace):
-        told = with_summary(sample, settings.max_words)
-        if told.summary or settings.include_first:
-            yield "summary_only", summary_only(told, dialect)
-        if told.summary:
-            yield "summary_prefix", summary_prefix(told, dialect)
+def of_sample(sample: StepSample, dialect: Dialect, settings: Settings) -> Iterator[tuple[str, Conversation]]:
+    """Yield a sample's conversation of each phase that it has one for."""
+    if sample.summary or (settings.include_first and not sample.context):
+        yield "summary_only", summary_only(sample, dialect)
+    if sample.summary:
+        yield "summary_prefix", summary_prefix(sample, dialect)
+        yield "previous_turn", previous_turn(sample, dialect)
 
 
 def summary_only(sample: StepSample, dialect: Dialect) -> Conversation:
     """Return (question, summary) -> target; without a summary it is the first decision."""
-    messages = [*dialect.opening(sample.question, sample.summary), *_target(sample, dialect)]
+    messages = [*dialect.opening(sample.question, sample.summary), _target(sample, dialect)]
     return _sample_conversation("summary_only", sample, messages, dialect)
 
 
 def summary_prefix(sample: StepSample, dialect: Dialect) -> Conversation:
     """Return context -> summary + target: the summary answers `<fold/>`, the target what a fold leaves."""
-    context = [with_weight(m, 0.0) if m.role == "assistant" else m for m in steps_messages(sample.context, dialect)]
     folded = [
         Message("user", FOLD_REQUEST),
         dialect.write(Action(summary=sample.summary)),
         dialect.opening(sample.question, sample.summary)[-1],
     ]
-    messages = [*dialect.opening(sample.question), *context, *folded, *_target(sample, dialect)]
+    context = _untrained(steps_messages(sample.context, dialect))
+    messages = [*dialect.opening(sample.question), *context, *folded, _target(sample, dialect)]
     return _sample_conversation("summary_prefix", sample, messages, dialect)
 
 
-def _target(sample: StepSample, dialect: Dialect) -> list[Message]:
+def previous_turn(sample: StepSample, dialect: Dialect) -> Conversation:
+    """Return (question, last summary and search, what it found) -> a new summary and the target, one message each."""
+    ends = [number for number, step in enumerate(sample.context, 1) if step.type == "search_result"]
+    last, *found = _untrained(steps_messages(sample.context[ends[-2] if len(ends) > 1 else 0 :], dialect))
+    if sample.previous_summary:
+        last = _with_summary(last, sample.previous_summary, dialect)
+    target = _with_summary(_target(sample, dialect), sample.summary, dialect)
+    return _sample_conversation("previous_turn", sample, [*dialect.opening(sample.question), last, *found, target], dialect)
+
+
+def _with_summary(message: Message, summary: str, dialect: Dialect) -> Message:
+    parts = (dialect.write(Action(summary=summary)).content, message.content)
+    return replace(message, content="\n".join(part for part in parts if part))
+
+
+def _untrained(messages: Sequence[Message]) -> list[Message]:
+    return [with_weight(m, 0.0) if m.role == "assistant" else m for m in messages]
+
+
+def _target(sample: StepSample, dialect: Dialect) -> Message:
     """Return the one assistant message of a target: the thoughts with the search or the answer they led to."""
     messages = steps_messages(sample.target, dialect)
     if len(messages) != 1:
-        raise InputError(f"sample '{sample.id}' has a target of {len(messages)} messages, expected one turn")
-    return messages
+        msg = f"field 'target' of sample '{sample.id}' gives {len(messages)} messages, expected one turn"
+        raise ValueError(msg)
+    return messages[0]
 
 
 def _sample_conversation(phase: str, sample: StepSample, messages: Sequence[Message], dialect: Dialect) -> Conversation:
@@ -166,29 +167,3 @@ def _sample_conversation(phase: str, sample: StepSample, messages: Sequence[Mess
     info |= {"source": sample.source, "correct": sample.correct}
     name = f"{phase}:{sample.id}"
     return Conversation(name, tuple(messages), dialect.tools, sample.question, sample.answers, sample.group, info)
-
-
-def card(paths: Sequence[Path], settings: Settings, traces: Sequence[Trace], dropped: dict[str, int], sets: Sets) -> str:
-    """Return the card of the sets: where they come from, how they were made, what they hold."""
-    lines = ["# Training sets of the three phases", "", f"Written by `seeker data phases` {__version__}.", ""]
-    lines += ["| input | sha256 |", "|---|---|", *(f"| {path} | {file_digest(path)} |" for path in paths), ""]
-    lines += ["| set | conversations | questions | traces | trained messages | what |", "|---|--:|--:|--:|--:|---|"]
-    lines += [_card_line(name, made) for name, made in sets.items()]
-    lines += ["", f"Dialect `{settings.dialect}`, seed {settings.seed}, validation share {settings.validation_share}, "]
-    lines[-1] += f"summaries (extractive) of at most {settings.max_words} words, first decision {settings.include_first}."
-    lines += ["Split by the hash of the normalised question, alike for the three sets.", "", "| traces | count |", "|---|--:|"]
-    right = {"a right": True, "a wrong": False, "an unjudged": None}
-    lines += [f"| used, with {word} answer | {sum(t.correct is v for t in traces)} |" for word, v in right.items()]
-    lines += [f"| used, with a failed tool call | {sum(any(s.error for s in t.steps) for t in traces)} |"]
-    lines += [f"| {reason} | {count} |" for reason, count in dropped.items()]
-    lines += ["", "| source | traces used |", "|---|--:|"]
-    lines += [f"| {source} | {sum(t.source == source for t in traces)} |" for source in sorted({t.source for t in traces})]
-    return "\n".join(lines) + "\n"
-
-
-def _card_line(name: str, made: Sequence[Conversation]) -> str:
-    phase = name.rsplit("_", 1)[0]
-    traces = {c.extra_info.get("trace_id", c.id) for c in made}
-    trained = sum(m.role == "assistant" and m.weight > 0 for c in made for m in c.messages)
-    questions = len({c.group for c in made})
-    return f"| {name} | {len(made)} | {questions} | {len(traces)} | {trained} | {PHASE_TEXT[phase]} |"

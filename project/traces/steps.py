@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from project.errors import InputError
-from project.files import write_records
 from project.records import Row, Step, Trace
-from project.traces.table import as_paths, print_counts, question_group, read_traces, refuse_same_file
+from project.streams import Made, each, run
+from project.traces.multiturn import problem
+from project.traces.table import as_paths, parse_trace, print_counts, question_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class StepSample:
     correct: bool | None = None
     summary: str = ""
     """The summary of the context, without its tags; empty where there is none."""
+    previous_summary: str = ""
+    """That of the sample before, which the agent had when it chose its last search."""
+    problem: str = ""
+    """Why the trace is no conversation; empty where it is one."""
 
     @classmethod
     def from_row(cls, row: Row) -> StepSample:
@@ -60,6 +65,8 @@ class StepSample:
             str(row.get("source") or ""),
             row.get("correct"),
             str(row.get("summary") or ""),
+            str(row.get("previous_summary") or ""),
+            str(row.get("problem") or ""),
         )
 
     def to_row(self) -> Row:
@@ -77,40 +84,57 @@ class StepSample:
             "source": self.source,
             "correct": self.correct,
             "summary": self.summary,
+            "previous_summary": self.previous_summary,
+            "problem": self.problem,
         }
 
 
-def steps(input_file: list[Path] | Path, output_file: Path, include_first: bool = True) -> None:
+def steps(
+    input_file: list[Path] | Path,
+    output_file: Path,
+    include_first: bool = True,
+    strict: bool = False,
+    force: bool = False,
+) -> None:
     """Write one sample per search result of each trace.
 
     Args:
         input_file: one or several trace files, as seeker data traces writes them.
         output_file: the samples to write (.jsonl, .jsonl.gz or .parquet).
         include_first: also write the first decision, from the question to the first search.
+        strict: stop at the first row that is no trace, instead of listing it in OUTPUT.rejected.jsonl.
+        force: replace an output that was made otherwise.
     """
-    paths = as_paths(input_file)
-    refuse_same_file(paths, output_file)
-    traces = read_traces(paths)
-    samples = [sample for trace in traces for sample in split(trace, include_first=include_first)]
-    if not samples:
-        raise InputError(f"{len(traces)} traces give no sample; give traces in which something follows a result")
-    write_records(output_file, samples)
-    print_counts("steps", _counts(traces) | {"samples written": len(samples)})
+    program = partial(each, partial(_split_row, include_first))
+    outputs, parameters = {"samples": output_file}, {"include_first": include_first}
+    counts = run("seeker data steps", program, as_paths(input_file), outputs, parameters, strict=strict, force=force)
+    print_counts("steps", counts)
+
+
+def _split_row(include_first: bool, row: Row, made: Made) -> None:
+    trace = parse_trace(row)
+    results = sum(step.type == "search_result" for step in trace.steps)
+    made.counts["results"] += results
+    made.counts["traces without a result"] += not results
+    made.counts["last results that nothing follows"] += trace.steps[-1].type == "search_result"
+    for sample in split(trace, include_first=include_first):
+        made.put("samples", sample.to_row())
 
 
 def split(trace: Trace, *, include_first: bool = True) -> list[StepSample]:
     """Return the samples of a trace. One without any result gives one: the question and all steps."""
     ends = [number for number, step in enumerate(trace.steps, 1) if step.type == "search_result"]
     starts = [0, *ends] if include_first or not ends else ends
+    found = problem(trace) or ""
     samples = []
     for start in starts:
         target = trace.steps[start : next((end - 1 for end in ends if end > start), len(trace.steps))]
         if target:
-            samples.append(_sample(trace, start, ends, target))
+            samples.append(_sample(trace, start, ends, target, str(found)))
     return samples
 
 
-def _sample(trace: Trace, start: int, ends: Sequence[int], target: tuple[Step, ...]) -> StepSample:
+def _sample(trace: Trace, start: int, ends: Sequence[int], target: tuple[Step, ...], found: str) -> StepSample:
     index = sum(end <= start for end in ends)
     return StepSample(
         id=f"{trace.id}#{index}",
@@ -124,13 +148,5 @@ def _sample(trace: Trace, start: int, ends: Sequence[int], target: tuple[Step, .
         group=question_group(trace.question),
         source=trace.source,
         correct=trace.correct,
+        problem=found,
     )
-
-
-def _counts(traces: Sequence[Trace]) -> dict[str, int]:
-    return {
-        "traces": len(traces),
-        "results": sum(step.type == "search_result" for trace in traces for step in trace.steps),
-        "traces without a search": sum(all(step.type != "search_result" for step in trace.steps) for trace in traces),
-        "last results that nothing follows": sum(trace.steps[-1].type == "search_result" for trace in traces),
-    }

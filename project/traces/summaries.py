@@ -12,15 +12,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from project.answers import normalise_answer
 from project.dialects import NO_RESULTS, clean, write_summary
 from project.errors import InputError, SeekerError
-from project.files import read_records, write_records
-from project.records import Step
+from project.records import Row, Step
+from project.streams import Made, each, run
 from project.traces.steps import StepSample
-from project.traces.table import as_paths, print_counts, refuse_same_file
+from project.traces.table import as_paths, print_counts
 
 MAX_WORDS = 150
 K1, B = 1.2, 0.75
@@ -50,44 +51,62 @@ class Summary:
     pieces: tuple[str, ...]
 
 
-def summaries(input_file: list[Path] | Path, output_file: Path, max_words: int = MAX_WORDS) -> None:
+def summaries(
+    input_file: list[Path] | Path,
+    output_file: Path,
+    max_words: int = MAX_WORDS,
+    strict: bool = False,
+    force: bool = False,
+) -> None:
     """Add an extractive summary of its context to each step sample.
 
     Args:
         input_file: one or several sample files, as seeker data steps writes them.
         output_file: the samples with summaries to write (.jsonl, .jsonl.gz or .parquet).
         max_words: at most so many words of thoughts and results in a summary, a quarter of them thoughts.
+        strict: stop at the first row that is no sample, instead of listing it in OUTPUT.rejected.jsonl.
+        force: replace an output that was made otherwise.
     """
-    paths = as_paths(input_file)
-    refuse_same_file(paths, output_file)
-    samples = [sample for path in paths for sample in read_records(path, StepSample.from_row)]
-    written = [with_summary(sample, max_words) for sample in samples]
-    write_records(output_file, written)
-    counts = summary_counts(written)
-    print_counts("summaries", counts | {"samples written": len(written)})
+    check_max_words(max_words)
+    program = partial(each, partial(_summarise_row, max_words))
+    outputs, parameters = {"samples": output_file}, {"max_words": max_words}
+    counts = run("seeker data summaries", program, as_paths(input_file), outputs, parameters, strict=strict, force=force)
+    print_counts("summaries", counts)
+
+
+def check_max_words(max_words: int) -> None:
+    """Refuse a summary too short to say anything."""
+    if max_words < 8:
+        raise InputError(f"--max_words is {max_words}; a summary needs at least 8")
+
+
+def _summarise_row(max_words: int, row: Row, made: Made) -> None:
+    sample = with_summary(StepSample.from_row(row), max_words)
+    made.counts["samples without a context"] += not sample.context
+    made.counts["words of contexts"] += sum(len(text.split()) for text in context_texts(sample.context))
+    made.counts["words of summaries"] += len(sample.summary.split())
+    made.put("samples", sample.to_row())
 
 
 def with_summary(sample: StepSample, max_words: int = MAX_WORDS) -> StepSample:
-    """Return the sample with the summary of its context; a first decision has no context and gets none."""
-    if not sample.context:
-        return replace(sample, summary="")
-    return replace(sample, summary=summarise(sample.question, sample.context, max_words).text)
+    """Return the sample with the summary of its context, and of the context before; without a result there is none."""
+    before = _before_last_result(sample.context)
+    summary, previous = (_summary(sample.question, context, max_words) for context in (sample.context, before))
+    return replace(sample, summary=summary, previous_summary=previous)
 
 
-def summary_counts(samples: Sequence[StepSample]) -> dict[str, int]:
-    """Return counts for people: words of contexts and of summaries, and what has nothing to summarise."""
-    told = [sample for sample in samples if sample.summary]
-    return {
-        "samples without a context": len(samples) - len(told),
-        "words of contexts": sum(len(text.split()) for sample in told for text in context_texts(sample.context)),
-        "words of summaries": sum(len(sample.summary.split()) for sample in told),
-    }
+def _before_last_result(context: Sequence[Step]) -> Sequence[Step]:
+    """Return a context up to the result before its last one."""
+    ends = [number for number, step in enumerate(context, 1) if step.type == "search_result"]
+    return context[: ends[-2]] if len(ends) > 1 else ()
+
+
+def _summary(question: str, context: Sequence[Step], max_words: int) -> str:
+    return summarise(question, context, max_words).text if context else ""
 
 
 def summarise(question: str, context: Sequence[Step], max_words: int = MAX_WORDS) -> Summary:
     """Return a summary made only of the question and pieces that stand in the context to the letter."""
-    if max_words < 8:
-        raise InputError(f"--max_words is {max_words}; a summary needs at least 8")
     thoughts = _latest_thoughts(context, max_words // 4)
     facts = _best_facts(question, context, max_words - max_words // 4)
     titles = [fact.title for fact in facts if fact.title]

@@ -1,16 +1,15 @@
-"""What the trace verbs share: reading trace files, the groups of the split, the table of features, counts for people."""
+"""What the trace verbs share: rows as traces, the groups of the split, the table of features, counts for people."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from project.answers import normalise_answer
 from project.errors import InputError
-from project.files import read_records
-from project.records import Row, Trace
+from project.records import Row, Step, Trace
 from project.traces.tidy import tidy
 
 if TYPE_CHECKING:
@@ -30,12 +29,6 @@ def as_paths(input_file: list[Path] | Path) -> list[Path]:
     return paths
 
 
-def refuse_same_file(inputs: Iterable[Path], output: Path) -> None:
-    """Refuse an output that is an input."""
-    if any(path.resolve() == output.resolve() for path in inputs):
-        raise InputError(f"--output_file {output} is the input file; give another name")
-
-
 def parse_trace(row: Row) -> Trace:
     """Read a trace row and make it uniform."""
     return uniform(Trace.from_row(row))
@@ -53,58 +46,77 @@ def uniform(trace: Trace) -> Trace:
     return trace
 
 
-def read_traces(input_file: list[Path] | Path) -> list[Trace]:
-    """Read the trace rows of one or several files; one wrong row stops, named by file, line and field."""
-    return [trace for path in as_paths(input_file) for trace in read_records(path, parse_trace)]
+def features(traces: Sequence[Trace]) -> pl.DataFrame:
+    """Return one row a trace: the columns that filters name.
 
-
-def features(traces: Sequence[Trace]) -> pl.LazyFrame:
-    """Return one row a trace: what the filters and the counts look at.
-
-    Example row: `{"row": 0, "source": "webdancer", "correct": None, "answered": True, "searches": 2, "results": 2,
-    "errors": 0, "malformed": 0, "chars": 5120, "group": "9f…", "digest": "03…"}`
+    | column | |
+    |---|---|
+    | `source`, `group` | where it comes from; the digest of its normalised question |
+    | `correct` | whether the answer is known to be right; null is not known |
+    | `answered` | it ends with an answer |
+    | `answer_found` | some right answer stands in some result, both normalised |
+    | `searches`, `results`, `errors`, `malformed` | steps; `errors` are results that say that the tool failed |
+    | `turns` | searches, answers and malformed steps |
+    | `words`, `chars` | of the question and all steps |
     """
     import polars as pl
 
     schema = {
-        "row": pl.Int64,
         "source": pl.String,
         "correct": pl.Boolean,
         "answered": pl.Boolean,
+        "answer_found": pl.Boolean,
+        "turns": pl.Int64,
         "searches": pl.Int64,
         "results": pl.Int64,
         "errors": pl.Int64,
         "malformed": pl.Int64,
+        "words": pl.Int64,
         "chars": pl.Int64,
         "group": pl.String,
-        "digest": pl.String,
     }
-    return pl.LazyFrame([_features(number, trace) for number, trace in enumerate(traces)], schema=schema)
+    return pl.DataFrame([_features(trace) for trace in traces], schema=schema)
 
 
-def _features(number: int, trace: Trace) -> Row:
-    texts = [" ".join((s.content, s.error, *s.queries, *(f"{d.title} {d.content}" for d in s.documents))) for s in trace.steps]
-    key = "\n".join(f"{step.type} {normalise_answer(text)}" for step, text in zip(trace.steps, texts, strict=True))
+def step_text(step: Step) -> str:
+    """Return all that a step says."""
+    return " ".join((step.content, step.error, *step.queries, *(f"{d.title} {d.content}" for d in step.documents)))
+
+
+def trace_digest(trace: Trace) -> str:
+    """Return what two traces with the same question and the same steps share, case and punctuation aside."""
+    texts = [f"{step.type} {normalise_answer(step_text(step))}" for step in trace.steps]
+    return hashlib.sha256("\n".join((question_group(trace.question), *texts)).encode()).hexdigest()
+
+
+def _features(trace: Trace) -> Row:
+    texts = [trace.question, *(step_text(step) for step in trace.steps)]
+    found = normalise_answer("\n".join(step_text(step) for step in trace.steps if step.type == "search_result"))
+    answers = [normalise_answer(answer) for answer in trace.answers]
     return {
-        "row": number,
         "source": trace.source,
         "correct": trace.correct,
         "answered": trace.steps[-1].type == "answer",
+        "answer_found": any(f" {answer} " in f" {found} " for answer in answers if answer),
+        "turns": sum(step.type in ("search", "answer", "other") for step in trace.steps),
         "searches": sum(step.type == "search" for step in trace.steps),
         "results": sum(step.type == "search_result" for step in trace.steps),
         "errors": sum(bool(step.error) for step in trace.steps),
         "malformed": sum(step.type == "other" for step in trace.steps),
-        "chars": len(trace.question) + sum(map(len, texts)),
+        "words": sum(len(text.split()) for text in texts),
+        "chars": sum(map(len, texts)),
         "group": question_group(trace.question),
-        "digest": hashlib.sha256(key.encode()).hexdigest()[:16],
     }
 
 
-def print_counts(title: str, counts: Mapping[str, int]) -> None:
-    """Print a table of counts, one line each."""
+def print_counts(title: str, counts: Mapping[str, int] | None) -> None:
+    """Print a table of counts, one line each; None says that nothing was to be done."""
     from rich.console import Console
     from rich.table import Table
 
+    if counts is None:
+        Console().print(f"{title}: the outputs are there, made of the same inputs in the same way; nothing to do")
+        return
     table = Table("what", "count", title=title, title_justify="left")
     table.columns[1].justify = "right"
     for name, count in counts.items():

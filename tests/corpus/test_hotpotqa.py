@@ -10,8 +10,9 @@ from project.answers import normalise_answer
 from project.cli import main
 from project.corpus.hotpotqa import parse, passage_id, split_questions
 from project.corpus.index import Bm25Index
-from project.files import read_records, read_rows, write_rows
+from project.files import read_records, read_rows
 from project.records import Passage, Question
+from project.writing import write_rows
 
 SPLITS = ("train", "validation", "test")
 RIGHT = "fireact_gpt4_hotpotqa"

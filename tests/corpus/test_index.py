@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from project.cli import main
 from project.corpus.index import Bm25Index, _stems, best, words
 from project.errors import InputError
-from project.files import write_records, write_rows
 from project.records import Passage
+from project.writing import write_records, write_rows
 
 PASSAGES = [
     Passage("mn", "Ulaanbaatar", "Ulaanbaatar is the capital of Mongolia."),

@@ -10,9 +10,9 @@ from tiny import byte_tokenizer
 from project.datamodules.conversation import ConversationDataModule, _check_limit
 from project.dialects import Action, get_dialect
 from project.errors import InputError
-from project.files import write_rows
 from project.records import Conversation, Message
 from project.rendering import DEFAULT_WEIGHTS, KINDS, Renderer, prepare_tokenizer
+from project.writing import write_rows
 
 
 def conversation(index: int, group: str = "", words: int = 1) -> Conversation:
@@ -55,12 +55,12 @@ def ready(*args, **kwargs) -> ConversationDataModule:
     ("train", "held_out"), [("a", "a"), ("a|b", "b"), ("a", "c|a"), ("a|b", "b|c")], ids=["same", "in", "holds", "overlap"]
 )
 def test_trap_08_train_and_validation_share_no_group(tmp_path, train, held_out):
-    with pytest.raises(InputError, match=r"1 groups are in both training and validation.*split by group"):
+    with pytest.raises(InputError, match=r"share the group '[ab]'; split them by group"):
         ready(tmp_path, [conversation(0, train)], [conversation(1, held_out)])
 
 
 def test_trap_08_without_groups_the_id_counts(tmp_path):
-    with pytest.raises(InputError, match="for example 'c1'"):
+    with pytest.raises(InputError, match="share the id 'c1' and 1 more"):
         ready(tmp_path, [conversation(0), conversation(1)], [conversation(1)])
 
 
@@ -80,8 +80,15 @@ def test_ids_are_not_cut_into_groups(tmp_path):
 
 
 def test_different_groups_pass(tmp_path):
-    data = ready(tmp_path, [conversation(0, "a|b")], [conversation(0, "c")])
+    data = ready(tmp_path, [conversation(0, "a|b")], [conversation(1, "c")])
     assert data.dropped == {"train": 0, "validation": 0}
+
+
+def test_trap_08_an_opening_is_not_shared_unless_told_so(tmp_path):
+    shared = [conversation(0, "a")], [conversation(0, "b")]
+    with pytest.raises(InputError, match="share the opening of 'c0'"):
+        ready(tmp_path, *shared)
+    assert len(ready(tmp_path, *shared, check_split=False).train_dataloader().samples) == 1
 
 
 def test_trap_03_no_label_is_cut_off(tmp_path, caplog):

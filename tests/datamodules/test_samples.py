@@ -12,6 +12,7 @@ from test_conversation import Module, conversation, ready, write
 from project.datamodules import samples
 from project.datamodules.samples import Samples, cache_folder, join, row_weights, tokenised
 from project.errors import InputError, RenderingError
+from project.overlap import marks
 from project.rendering import DEFAULT_WEIGHTS, Sample
 
 ROWS = [conversation(i, f"g{i}", words=i + 1) for i in range(6)]
@@ -42,7 +43,7 @@ def test_the_samples_are_the_renderers(path):
         assert list(found) == expected
         assert found.column("tokens") == [len(sample.ids) for sample in expected]
         assert found.column("total") == [sum(sample.weights[1:]) for sample in expected]
-        assert found.column("groups") == [[f"g{i}"] for i in range(6)]
+        assert [set(held) for held in found.column("marks")] == [marks(row) for row in ROWS]
     assert made() == 1
 
 

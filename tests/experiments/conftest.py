@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from project.cli import main
-from project.files import write_rows
+from project.writing import write_rows
 
 SIZES = ["--train_questions", "24", "--validation_questions", "8", "--test_questions", "8", "--train_conversations", "24"]
+SHARE = ["--validation_share", "0.3"]
 CAPITALS = {"Mongolia": "Ulaanbaatar", "Japan": "Tokyo", "Peru": "Lima", "Kenya": "Nairobi", "Norway": "Oslo", "Cuba": "Havana"}
 
 
@@ -31,11 +32,10 @@ def with_facts(facts_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def with_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder of its own in which `data/debug/phases` is, made of six made-up traces."""
+    """A current folder of its own in which `data/debug/sets` is, made of six made-up traces."""
     monkeypatch.chdir(tmp_path)
     write_rows("raw.jsonl", (_trace(country, capital) for country, capital in CAPITALS.items()))
-    assert main(["data", "traces", "--input_file", "raw.jsonl", "--output_file", "data/debug/traces.jsonl"]) == 0
-    assert main(["data", "phases", "--input_file", "data/debug/traces.jsonl", "--output_dir", "data/debug/phases"]) == 0
+    assert main(["data", "prepare", "--input_file", "raw.jsonl", "--output_dir", "data/debug", *SHARE]) == 0
     return tmp_path
 
 

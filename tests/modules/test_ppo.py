@@ -14,12 +14,12 @@ from project.corpus.server import ServerHandle
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits
 from project.errors import EngineError, InputError, SearchError, TrainingError
-from project.files import write_rows
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.ppo import PPO, Critic, PPOSettings
 from project.records import Episode, FinishReason, Passage, Question, Turn
 from project.rollouts.engines.protocol import Generation
 from project.rollouts.engines.transformers import TransformersEngine
+from project.writing import write_rows
 
 SETTINGS = AgentSettings("tags", False)
 METALS = ["Mercury", "Gold", "Iron", "Tin", "Lead"]

@@ -14,9 +14,9 @@ from test_sft import conversation, fit, make_data, make_module
 from tiny import tiny_model_folder
 
 from project.errors import InputError
-from project.files import write_rows
 from project.modules.policy import LoRA
 from project.modules.save_on_stop import SaveOnStop
+from project.writing import write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from verify_resume import differences

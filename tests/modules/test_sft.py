@@ -16,13 +16,13 @@ from project.datamodules.conversation import ConversationDataModule
 from project.datamodules.plan import PlannedLoader, collate, plan_epoch
 from project.dialects import Action, get_dialect
 from project.errors import InputError, TrainingError
-from project.files import write_rows
 from project.modules.optimization import warmup_cosine
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.sft import SFT, StepPart, check_finite, suspects
 from project.modules.show_batch import ShowBatch
 from project.records import Conversation, Document, Message
 from project.rendering import KIND_INDEX, Sample, SpanKind
+from project.writing import write_rows
 
 SETTINGS = AgentSettings("tags", True)
 MICRO = 700

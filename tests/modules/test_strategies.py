@@ -20,11 +20,11 @@ from tiny import tiny_model_folder
 
 from project.cli import main
 from project.errors import InputError
-from project.files import write_rows
 from project.modules.adapter_checkpoint import recount
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.sft import SFT
 from project.modules.sharding import FSDP2
+from project.writing import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 STRATEGIES = ROOT / "experiments" / "strategies"

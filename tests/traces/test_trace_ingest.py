@@ -5,20 +5,12 @@ from hypothesis import given
 from trace_samples import NORMALISED, TWO_HOPS, answer, any_steps, result, search, think, trace
 
 from project.cli import main
-from project.errors import InputError
-from project.files import read_records, read_rows, write_records, write_rows
+from project.files import read_records, read_rows
+from project.manifests import read_manifest
 from project.records import Document, Step, Trace
-from project.traces.ingest import apply_filters, ingest, named_filters, rejected_path
+from project.streams import rejected_path
 from project.traces.tidy import tidy
-
-OFF = {
-    "correct_only": False,
-    "answered": False,
-    "no_tool_error": False,
-    "no_malformed": False,
-    "min_searches": 0,
-    "max_chars": 0,
-}
+from project.writing import write_records, write_rows
 
 
 @given(any_steps())
@@ -46,7 +38,16 @@ def test_nothing_can_speak_as_the_agent():
     assert tidied.steps == (think("a"), search("q"), Step("search_result", documents=(Document("no", "T"),)), answer("x"))
 
 
-def test_each_filter_counts_what_it_removed():
+def ingested(tmp_path, rows, *filters):
+    """Return the ids of the traces that stay, and the counts of the manifest."""
+    write_records(tmp_path / "raw.jsonl", rows)
+    out = tmp_path / "traces.jsonl"
+    args = ["data", "traces", "--input_file", str(tmp_path / "raw.jsonl"), "--output_file", str(out), "--force", "true"]
+    assert main([*args, *(f"--filters+={name}" for name in filters)]) == 0
+    return [t.id for t in read_records(out, Trace.from_row)], read_manifest(out)["counts"]
+
+
+def test_each_filter_counts_what_it_removed(tmp_path):
     kept = TWO_HOPS
     wrong = trace(search("a"), result("b"), answer("x"), correct=False, ident="wrong")
     unjudged = trace(search("a"), result("b"), answer("x"), correct=None, ident="unjudged")
@@ -54,37 +55,62 @@ def test_each_filter_counts_what_it_removed():
     failed = trace(search("a"), result(error="No Results"), answer("x"), ident="failed")
     malformed = trace(search("a"), result("b"), Step("other", "?"), answer("x"), ident="malformed")
     known = trace(answer("x"), ident="known")
-    long = trace(search("a"), result("b" * 5000), answer("x"), ident="long")
+    unfounded = trace(search("a"), result("tögröglos"), answer("x"), ident="unfounded")
+    long = trace(search("a"), result("tögrög " * 500), answer("x"), ident="long")
     again = Trace("again", *(getattr(TWO_HOPS, name) for name in ("question", "answers", "steps", "correct", "source")))
-    filters = named_filters(
-        correct_only=True, answered=True, no_tool_error=True, no_malformed=True, min_searches=1, max_chars=1000
-    )
-    rows = [kept, wrong, unjudged, silent, failed, malformed, known, long, again]
-    left, removed = apply_filters(rows, filters, no_duplicates=True)
-    assert left == [kept]
-    assert removed == {
-        "correct_only": 2,
+    rows = [kept, wrong, unjudged, silent, failed, malformed, known, unfounded, long, again]
+    filters = [
+        "correct",
+        "answered",
+        "no_tool_error",
+        "no_malformed",
+        "searched",
+        "answer_found",
+        "no_duplicates",
+        "words < 400",
+    ]
+    left, counts = ingested(tmp_path, rows, *filters)
+    assert left == ["t1"]
+    assert {name.removeprefix("removed by "): n for name, n in counts.items() if name.startswith("removed")} == {
+        "correct": 2,
         "answered": 1,
         "no_tool_error": 1,
         "no_malformed": 1,
-        "min_searches": 1,
-        "max_chars": 1,
-        "no_duplicates": 1,
+        "searched": 1,
+        "answer_found": 1,
+        "words < 400": 1,
     }
+    assert counts["duplicates left out of traces"] == 1
 
 
-def test_filters_are_off_by_default():
-    assert named_filters(**OFF) == {}
-    rows = [TWO_HOPS, TWO_HOPS, trace(Step("other", "?"), correct=False)]
-    assert apply_filters(rows, {}) == (rows, {})
+def test_without_filters_all_stay(tmp_path):
+    rows = [TWO_HOPS, TWO_HOPS, trace(Step("other", "?"), correct=False, ident="bad")]
+    left, counts = ingested(tmp_path, rows)
+    assert left == ["t1", "t1~2", "bad"]
+    assert counts == {"rows read": 3, "read by 'trace'": 3, "traces written": 3}
 
 
-def test_a_duplicate_of_a_removed_trace_stays():
+def test_a_duplicate_of_a_removed_trace_stays(tmp_path):
     steps = (search("a"), result("b"), answer("x"))
     rows = [trace(*steps, correct=False, ident="wrong"), trace(*steps, correct=True, ident="right")]
-    left, removed = apply_filters(rows, named_filters(**OFF | {"correct_only": True}), no_duplicates=True)
-    assert [t.id for t in left] == ["right"]
-    assert removed == {"correct_only": 1, "no_duplicates": 0}
+    assert ingested(tmp_path, rows, "correct", "no_duplicates")[0] == ["right"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("rightness", "the filter 'rightness' cannot be computed (unable to find column"),
+        ("turns +", "the filter 'turns +' cannot be computed"),
+        ("turns", "the filter 'turns' is Int64, expected true or false"),
+    ],
+)
+def test_a_filter_that_is_none(tmp_path, capsys, expression, said):
+    write_records(tmp_path / "raw.jsonl", [TWO_HOPS])
+    out = tmp_path / "out.jsonl"
+    args = ["data", "traces", "--input_file", str(tmp_path / "raw.jsonl"), "--output_file", str(out)]
+    assert main([*args, f"--filters+={expression}"]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_rows_that_cannot_be_read_are_listed_with_file_and_line(tmp_path, capsys):
@@ -100,23 +126,29 @@ def test_rows_that_cannot_be_read_are_listed_with_file_and_line(tmp_path, capsys
     assert rejected[1]["reason"] == "field 'steps' is empty"
     assert "field 'steps' is empty" in capsys.readouterr().out
     write_rows(raw, [NORMALISED])
-    assert main(["data", "traces", "--input_file", str(raw), "--output_file", str(out)]) == 0
+    assert main(["data", "traces", "--input_file", str(raw), "--output_file", str(out), "--force", "true"]) == 0
     assert not rejected_path(out).exists()
 
 
 def test_ids_stay_apart_and_rows_without_one_are_named_by_file_and_line(tmp_path):
-    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    a, b, out = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "out.parquet"
     write_records(a, [TWO_HOPS])
     write_rows(b, [TWO_HOPS.to_row(), {k: v for k, v in TWO_HOPS.to_row().items() if k not in ("id", "source")}])
-    found = ingest([a, b])
-    assert [(t.id, t.source) for t in found.traces] == [("t1", "made_up"), ("t1~2", "made_up"), ("b-2", "b")]
+    assert main(["data", "traces", "--input_file", f"[{a}, {b}]", "--output_file", str(out)]) == 0
+    found = read_records(out, Trace.from_row)
+    assert [(t.id, t.source) for t in found] == [("t1", "made_up"), ("t1~2", "made_up"), ("b-2", "b")]
 
 
-def test_a_file_of_which_nothing_can_be_read_stops(tmp_path):
-    raw = tmp_path / "raw.jsonl"
+def test_a_file_of_which_nothing_can_be_read_stops(tmp_path, capsys):
+    folder = tmp_path / "own"
+    raw, good, out = folder / "raw.jsonl", folder / "good.jsonl", folder / "out.jsonl"
     write_rows(raw, [{"question": "q"}])
-    with pytest.raises(InputError, match=r"raw.jsonl, line 1: format not known .* \(no row of the file could be read\)"):
-        ingest([raw])
+    write_records(good, [TWO_HOPS])
+    assert main(["data", "traces", "--input_file", f"[{good}, {raw}]", "--output_file", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "raw.jsonl, line 1: format not known" in said
+    assert "(no row of the file could be read)" in said
+    assert {path.name for path in folder.iterdir()} == {"raw.jsonl", "good.jsonl"}
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])

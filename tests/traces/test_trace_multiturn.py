@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from trace_samples import TWO_HOPS, answer, any_steps, result, search, think, trace, traces
 
+from project.cli import main
 from project.dialects import Action, get_dialect
-from project.errors import InputError
+from project.manifests import read_manifest
 from project.records import Conversation, Message, Step
-from project.traces.multiturn import Problem, conversation, problems, turns, usable
+from project.traces.multiturn import Problem, conversation, problem, problems, turns
 from project.traces.table import question_group
+from project.writing import write_records
 
 
 def said(made):
@@ -78,7 +80,7 @@ def test_any_steps_are_written_or_have_a_problem(steps):
 
 
 @pytest.mark.parametrize(
-    ("steps", "problem"),
+    ("steps", "expected"),
     [
         ((search("a"), result("b")), Problem.NO_ANSWER),
         ((search("a"), result("b"), think("and now?")), Problem.NO_ANSWER),
@@ -91,17 +93,15 @@ def test_any_steps_are_written_or_have_a_problem(steps):
         ((search("k", tool="lookup"), result("b"), answer("x")), Problem.OTHER_TOOL),
     ],
 )
-def test_what_is_no_conversation(steps, problem):
-    assert problems(steps)[0] is problem
-    kept, dropped = usable([TWO_HOPS, trace(*steps)])
-    assert kept == [TWO_HOPS]
-    assert dropped == {problem: 1}
+def test_what_is_no_conversation(steps, expected):
+    assert problem(trace(*steps)) is expected
+    assert problem(TWO_HOPS) is None
 
 
 def test_a_malformed_turn_can_be_kept_and_is_not_trained():
     steps = (think("Look."), Step("other", "<search>a"), search("b"), result("B."), answer("x"))
-    kept, _ = usable([trace(*steps)], keep_malformed=True)
-    made = conversation(kept[0], get_dialect("tags"))
+    assert problem(trace(*steps), keep_malformed=True) is None
+    made = conversation(trace(*steps), get_dialect("tags"))
     assert made.messages[2:4] == (
         Message("assistant", "<think>\nLook.\n</think>\n<search>a", weight=0.0),
         Message("user", "<information>\nThis turn could not be read.\n</information>"),
@@ -134,6 +134,21 @@ def test_a_failed_search_reads_as_a_failure(dialect, reply):
     assert made.messages[3] == reply
 
 
-def test_no_trace_left_is_an_error():
-    with pytest.raises(InputError, match="1 with no answer at the end"):
-        usable([trace(search("a"))])
+def test_no_trace_left_is_an_error(tmp_path, capsys):
+    write_records(tmp_path / "t.jsonl", [trace(search("a"))])
+    args = ["--input_file", str(tmp_path / "t.jsonl"), "--output_file", str(tmp_path / "c.jsonl")]
+    assert main(["data", "multiturn", *args]) == 2
+    assert "nothing is left for conversations of 1 rows (1 traces dropped: no answer at the end)" in capsys.readouterr().err
+
+
+def test_each_problem_is_counted(tmp_path, capsys):
+    write_records(tmp_path / "t.jsonl", [TWO_HOPS, trace(search("a")), trace(search("a")), trace(answer("x"), result("y"))])
+    args = ["--input_file", str(tmp_path / "t.jsonl"), "--output_file", str(tmp_path / "c.jsonl")]
+    assert main(["data", "multiturn", *args]) == 0
+    assert read_manifest(tmp_path / "c.jsonl")["counts"] == {
+        "rows read": 4,
+        "traces dropped: no answer at the end": 2,
+        "traces dropped: steps after the answer": 1,
+        "conversations written": 1,
+    }
+    assert "no answer at the end" in capsys.readouterr().out

@@ -1,5 +1,10 @@
 """The three training sets: valid conversations, the right messages trained, one split for all."""
 
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,14 +12,15 @@ from trace_samples import TWO_HOPS, answer, result, search, think, trace, traces
 
 from project.cli import main
 from project.dialects import get_dialect
-from project.errors import InputError
-from project.files import read_records, write_records
-from project.records import Conversation
-from project.traces.phases import PHASES, SPLITS, Settings, build, summary_only, summary_prefix, validation_groups
+from project.files import read_records
+from project.manifests import read_manifest
+from project.records import Conversation, Message
+from project.streams import Made
+from project.traces.phases import PHASES, Settings, of_row, previous_turn, summary_only, summary_prefix
+from project.traces.split import group_of, place
 from project.traces.steps import split
 from project.traces.summaries import with_summary
-
-SETTINGS = Settings("tags", 0, 0.3, 150, include_first=True)
+from project.writing import write_records
 
 
 def many(n=20):
@@ -71,45 +77,172 @@ def test_each_target_is_one_trained_message(made_up, dialect):
             assert sum(m.role == "assistant" and m.weight > 0 for m in made.messages) == 2
 
 
-def test_counts_of_the_sets():
-    # 40 traces with one result each: 40 multiturn, 80 summary_only (first decision and one more), 40 summary_prefix.
-    sets = build(many(), SETTINGS)
-    assert {phase: sum(len(sets[f"{phase}_{part}"]) for part in SPLITS) for phase in PHASES} == {
-        "multiturn": 40,
-        "summary_only": 80,
-        "summary_prefix": 40,
+def test_previous_turn_to_the_letter():
+    second = with_summary(split(TWO_HOPS)[2])
+    made = previous_turn(second, get_dialect("tags"))
+    assert second.previous_summary == sample().summary
+    assert [m.role for m in made.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [m.weight for m in made.messages if m.role == "assistant"] == [0.0, 1.0]
+    assert made.messages[1].content == f"Question: {TWO_HOPS.question}"
+    assert made.messages[2].content == (
+        f"<summary>\n{sample().summary}\n</summary>\n<think>\nIt is Mongolia. Now the currency.\n</think>\n<|SEARCH|>\n"
+        "<search>\ncurrency of Mongolia\n</search>"
+    )
+    assert "The tögrög is the currency of Mongolia." in made.messages[3].content
+    assert made.messages[4].content == (
+        f"<summary>\n{second.summary}\n</summary>\n<think>\nI have it.\n</think>\n<|ANSWER|>\n<answer>\ntögrög\n</answer>"
+    )
+
+
+@pytest.mark.parametrize("dialect", ["tags", "tools"])
+def test_the_first_previous_turn_has_no_summary_before(dialect):
+    made = previous_turn(sample(), get_dialect(dialect))
+    assert "<summary>" not in made.messages[2].content
+    assert get_dialect(dialect).parse(made.messages[-1].content).summary == sample().summary
+    assert len(made.messages[-1].tool_calls) == (dialect == "tools")
+    assert Conversation.from_row(made.to_row()) == made
+
+
+def run(verb, *args):
+    return main(["data", verb, *map(str, args)])
+
+
+@given(st.lists(traces(), min_size=1, max_size=4), st.sampled_from(["tags", "tools"]), st.booleans())
+def test_samples_give_what_their_traces_give(made_up, dialect, keep_wrong):
+    settings = Settings(dialect, keep_wrong=keep_wrong)
+    by_trace, by_sample = Made(), Made()
+    for number, one in enumerate(made_up):
+        one = replace(one, id=str(number), correct=(None, True, False)[number % 3])
+        of_row(settings, one.to_row(), by_trace)
+        for step_sample in split(one):
+            of_row(settings, with_summary(step_sample).to_row(), by_sample)
+    assert by_trace.rows == by_sample.rows
+
+
+def test_counts_of_the_sets(tmp_path):
+    # 40 traces with one result each: 40 multiturn, 80 summary_only (first decision and one more), 40 of the other two.
+    write_records(tmp_path / "traces.jsonl", [*many(), trace(search("a"), ident="cut"), trace(answer("x"), correct=False)])
+    assert run("phases", "--input_file", tmp_path / "traces.jsonl", "--output_dir", tmp_path / "out") == 0
+    assert read_manifest(tmp_path / "out" / "multiturn.jsonl")["counts"] == {
+        "rows read": 42,
+        "traces dropped: no answer at the end": 1,
+        "traces dropped: a wrong answer": 1,
+        "multiturn written": 40,
+        "summary_only written": 80,
+        "summary_prefix written": 40,
+        "previous_turn written": 40,
     }
 
 
-@given(st.integers(0, 5), st.floats(0.01, 0.99), st.integers(2, 30))
-def test_the_split_leaves_neither_side_empty(seed, share, n):
-    groups = [f"group {i}" for i in range(n)]
-    validation = validation_groups(groups, seed, share)
-    assert 0 < len(validation) < n
+@given(st.integers(0, 5), st.text(min_size=1))
+def test_a_place_is_its_groups_alone(seed, group):
+    assert 0 <= place(group, seed) < 1
+    assert place(group, seed) == place(group, seed)
+    assert place(group, seed) != place(group, seed + 1)
 
 
-def test_adding_questions_moves_nobody():
-    few, more = ([f"group {i}" for i in range(n)] for n in (100, 200))
-    assert validation_groups(few, 0, 0.1) == validation_groups(more, 0, 0.1) & set(few)
-    assert validation_groups(few, 0, 0.1) != validation_groups(few, 1, 0.1)
+def prepared(tmp_path, name, rows, *args):
+    write_records(tmp_path / f"{name}.jsonl", rows)
+    out = tmp_path / name
+    assert run("prepare", "--input_file", tmp_path / f"{name}.jsonl", "--output_dir", out, *args) == 0
+    return {
+        part: {c.question for c in read_records(out / "sets" / f"multiturn_{part}.parquet", Conversation.from_row)}
+        for part in ("train", "validation", "test")
+        if (out / "sets" / f"multiturn_{part}.parquet").exists()
+    }
 
 
-def test_one_question_cannot_be_split():
-    with pytest.raises(InputError, match="all traces ask one question"):
-        build([TWO_HOPS], SETTINGS)
+def test_adding_questions_moves_nobody(tmp_path):
+    shares = ("--validation_share", "0.3", "--test_share", "0.2")
+    few, more = prepared(tmp_path, "few", many(20), *shares), prepared(tmp_path, "more", many(40), *shares)
+    asked = {c.question for c in many(20)}
+    assert sum(map(len, few.values())) == 20
+    assert all(few[part] == more[part] & asked for part in few)
+    assert few != prepared(tmp_path, "other", many(20), *shares, "--seed", "1")
 
 
-def test_the_verb_writes_six_files_and_a_card_twice_alike(tmp_path):
-    write_records(tmp_path / "traces.jsonl", [*many(), trace(search("a"), ident="cut"), trace(answer("x"), correct=False)])
-    found = []
-    for name in ("one", "two"):
-        out = tmp_path / name
-        assert main(["data", "phases", "--input_file", str(tmp_path / "traces.jsonl"), "--output_dir", str(out)]) == 0
-        assert {path.name for path in out.iterdir()} == {f"{p}_{s}.jsonl" for p in PHASES for s in SPLITS} | {"README.md"}
-        found.append({path.name: path.read_bytes() for path in out.iterdir()})
-    assert found[0] == found[1]
-    card = found[0]["README.md"].decode()
-    assert "| traces dropped: no answer at the end | 1 |" in card
-    assert "| traces dropped: a wrong answer | 1 |" in card
-    n = len(read_records(tmp_path / "one" / "summary_only_train.jsonl", Conversation.from_row))
-    assert f"| summary_only_train | {n} |" in card
+def test_the_script_and_the_verb_do_the_same_twice_alike(tmp_path):
+    write_records(tmp_path / "raw.jsonl", many(40))
+    script = Path(__file__).resolve().parents[2] / "scripts" / "prepare_summary_data.sh"
+    done = subprocess.run(
+        ["bash", script, tmp_path / "raw.jsonl", tmp_path / "one"], env=os.environ | {"VAL_RATIO": "0.2"}, check=False
+    )
+    assert done.returncode == 0
+    assert (
+        run("prepare", "--input_file", tmp_path / "raw.jsonl", "--output_dir", tmp_path / "two", "--validation_share", 0.2) == 0
+    )
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name / "sets").glob("*.parquet")} for name in ("one", "two"))
+    assert one == two
+    assert set(one) == {f"{phase}_{part}.parquet" for phase in PHASES for part in ("train", "validation")}
+
+
+def test_a_side_that_stays_empty_is_an_error(tmp_path, capsys):
+    write_records(tmp_path / "raw.jsonl", [TWO_HOPS])
+    assert run("prepare", "--input_file", tmp_path / "raw.jsonl", "--output_dir", tmp_path / "out") == 2
+    assert "nothing is left for validation of 1 rows" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("sets/*"))
+
+
+@pytest.mark.parametrize(("by", "parts"), [("question", 2), ("trace", 2), ("group", 2), ("source", 1)])
+def test_what_stays_together(tmp_path, by, parts):
+    write_records(tmp_path / "t.jsonl", many())
+    assert run("phases", "--input_file", tmp_path / "t.jsonl", "--output_dir", tmp_path / "p") == 0
+    args = (
+        "--input_file",
+        tmp_path / "p/summary_only.jsonl",
+        "--output_dir",
+        tmp_path / "s",
+        "--validation_share",
+        0.5,
+        "--by",
+        by,
+    )
+    assert run("split", *args) == (0 if parts == 2 else 2)
+    if parts == 2:
+        found = [
+            {group_of(c, by) for c in read_records(tmp_path / "s" / f"summary_only_{part}.parquet", Conversation.from_row)}
+            for part in ("train", "validation")
+        ]
+        assert found[0].isdisjoint(found[1])
+        assert all(found)
+
+
+def test_check_finds_what_is_shared(tmp_path, capsys):
+    """A question in other words of case, a trace, an opening, a question with its answer: each is named."""
+    one = Conversation("1", (Message("user", "Question: Who wrote Hamlet?"), Message("assistant", "x")), group="g")
+    shared = {
+        "the group 'g'": replace(one, id="2", messages=(Message("user", "y"),)),
+        "the trace 't'": replace(one, group="h", messages=(Message("user", "y"),), extra_info={"trace_id": "t"}),
+        "the opening of '1'": replace(one, group="h", messages=(Message("user", "question: who wrote hamlet"),)),
+        "the answer to 'who wrote hamlet', 'shakespeare'": replace(
+            one, group="h", messages=(Message("user", "y"),), question="who wrote the Hamlet", answers=("Shakespeare",)
+        ),
+    }
+    train = replace(one, extra_info={"trace_id": "t"})
+    files = f"[{tmp_path}/a_train.jsonl, {tmp_path}/a_test.jsonl]"
+    for said, other in shared.items():
+        asked = {"question": "Who wrote Hamlet?", "answers": ("shakespeare",)} if "answer" in said else {}
+        write_records(tmp_path / "a_train.jsonl", [replace(train, **asked)])
+        write_records(tmp_path / "a_test.jsonl", [replace(other, id="1" if "opening" in said else "2")])
+        assert run("split", "--check", "true", "--input_file", files) == 2
+        assert f"train and test share {said}" in capsys.readouterr().err
+    write_records(tmp_path / "a_test.jsonl", [replace(one, id="2", group="h", messages=(Message("user", "y"),))])
+    assert run("split", "--check", "true", "--input_file", files) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--validation_share", "1.5", "--output_dir", "out"), "--validation_share is 1.5"),
+        (("--validation_share", "0.6", "--test_share", "0.4", "--output_dir", "out"), "leave something to train on"),
+        ((), "--output_dir is missing"),
+        (("--check", "true"), "does not say which side it is"),
+        (("--output_dir", "out", "--by", "article"), "field 'article' of conversation '1' is empty"),
+    ],
+)
+def test_a_split_that_cannot_be(tmp_path, monkeypatch, capsys, args, said):
+    monkeypatch.chdir(tmp_path)
+    write_records("c.jsonl", [Conversation("1", (Message("user", "x"),), question="q")])
+    assert run("split", "--input_file", "c.jsonl", *args) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*"))

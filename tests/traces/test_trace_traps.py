@@ -1,6 +1,7 @@
 """DESIGN §8's traps that agent traces can spring, each by its number."""
 
 import json
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,24 +9,39 @@ from trace_samples import TWO_HOPS, answer, result, search, think, trace, traces
 
 from project.cli import main
 from project.dialects import get_dialect
-from project.files import read_records, write_records, write_rows
+from project.files import read_records
+from project.overlap import marks, refuse_overlap
 from project.records import Conversation, Document, Step, Trace
-from project.traces.multiturn import Problem, conversation, usable
-from project.traces.phases import PHASES, Settings, build
+from project.streams import Made
+from project.traces.multiturn import Problem, conversation, problem
+from project.traces.phases import PHASES, Settings, of_row
 from project.traces.readers import read_trace
+from project.traces.split import group_of, place
 from project.traces.steps import split
 from project.traces.summaries import with_summary
 from project.traces.tidy import VERDICT, tidy
+from project.writing import write_records, write_rows
+
+
+def made_of(rows, **settings):
+    """Return the conversations of each phase."""
+    made = Made()
+    for row in rows:
+        of_row(Settings(**settings), row.to_row(), made)
+    return {phase: [Conversation.from_row(row) for row in found] for phase, found in made.rows.items()}
 
 
 @given(st.lists(traces(finished=True, searches=1), max_size=6), st.integers(0, 3))
 def test_trap_8_no_question_and_no_prefix_is_on_both_sides(made_up, seed):
     made_up += [trace(search("a"), result("b"), answer("c"), question="one?"), trace(*TWO_HOPS.steps, question="two?")]
-    sets = build(made_up, Settings("tags", seed, 0.3, 60, include_first=True))
-    train = [c for phase in PHASES for c in sets[f"{phase}_train"]]
-    validation = [c for phase in PHASES for c in sets[f"{phase}_validation"]]
-    assert {c.group for c in train}.isdisjoint(c.group for c in validation)
-    assert {c.messages[:2] for c in train}.isdisjoint(c.messages[:2] for c in validation)
+    made_up = [replace(one, id=str(number)) for number, one in enumerate(made_up)]
+    sides = {"train": [], "validation": []}
+    for conversations in made_of(made_up, max_words=60).values():
+        for made in conversations:
+            sides["validation" if place(group_of(made, "question"), seed) < 0.5 else "train"].append(made)
+    refuse_overlap({side: set().union(*map(marks, held)) for side, held in sides.items()})
+    train, validation = ({c.messages[:2] for c in held} for held in sides.values())
+    assert train.isdisjoint(validation)
 
 
 def test_trap_8_a_question_in_other_words_of_case_and_articles_stays_together():
@@ -51,9 +67,10 @@ def test_trap_9_a_failure_is_never_text_of_a_document():
 
 def test_trap_9_a_malformed_call_is_not_dropped_from_a_conversation_that_then_looks_finished():
     broken = trace(think("Look."), Step("other", "search[half"), think("Known."), answer("x"))
-    assert usable([TWO_HOPS, broken]) == ([TWO_HOPS], {Problem.MALFORMED: 1})
-    kept, _ = usable([broken], keep_malformed=True)
-    assert "search[half" in conversation(kept[0], get_dialect("tags")).messages[2].content
+    assert problem(broken) is Problem.MALFORMED
+    assert problem(broken, keep_malformed=True) is None
+    assert "search[half" in conversation(broken, get_dialect("tags")).messages[2].content
+    assert made_of([TWO_HOPS, broken])["multiturn"] == made_of([TWO_HOPS])["multiturn"]
 
 
 def test_trap_9_wrong_answers_are_no_training_data(tmp_path):
@@ -64,10 +81,7 @@ def test_trap_9_wrong_answers_are_no_training_data(tmp_path):
         out = tmp_path / keep
         args = ["--input_file", str(tmp_path / "t.jsonl"), "--output_dir", str(out), "--keep_wrong", keep]
         assert main(["data", "phases", *args]) == 0
-        made = [
-            c for part in ("train", "validation") for c in read_records(out / f"multiturn_{part}.jsonl", Conversation.from_row)
-        ]
-        assert len(made) == expected
+        assert len(read_records(out / "multiturn.jsonl", Conversation.from_row)) == expected
 
 
 @given(traces(finished=True), traces(finished=True))
@@ -87,7 +101,8 @@ def test_trap_12_the_first_decision_is_a_target():
 
 
 def test_trap_12_the_question_is_in_every_prompt():
-    sets = build([TWO_HOPS, trace(*TWO_HOPS.steps, question="Another?")], Settings("tags", 0, 0.5, 8, include_first=True))
+    sets = made_of([TWO_HOPS, trace(*TWO_HOPS.steps, question="Another?")], max_words=8)
+    assert sorted(sets) == sorted(PHASES)
     for made in (c for conversations in sets.values() for c in conversations):
         assert f"Question: {made.question}" in made.messages[1].content
 

@@ -11,10 +11,10 @@ from pytest import CaptureFixture, approx
 
 from project.cli import main
 from project.errors import TrackingError
-from project.files import write_rows
 from project.tracking.paired import mean_scores
 from project.tracking.store import client
 from project.tracking.trend import pooled_trend, trend
+from project.writing import write_rows
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from project.corpus.facts.splits import split_questions
 from project.corpus.facts.table import FactTable
 from project.dialects import Dialect
 from project.errors import InputError
-from project.files import write_records, write_text
 from project.records import Conversation, Passage
+from project.writing import write_records, write_text
 
 
 @dataclass(frozen=True, slots=True)

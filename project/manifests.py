@@ -1,0 +1,107 @@
+"""What a data program made its files from: `FILE.manifest.json` beside each of them.
+
+A manifest holds the program and its version, its parameters, each input's digest with that input's own manifest, the rows and
+digest of each output, and the counts with their reasons. It holds no time and no machine: the same run writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from project import __version__
+from project.errors import InputError
+from project.files import file_digest
+from project.records import Row
+from project.writing import write_text
+
+SUFFIX = ".manifest.json"
+
+
+def manifest_path(path: Path) -> Path:
+    """Return where the manifest of a file lies."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def read_manifest(path: Path) -> Row | None:
+    """Return a file's manifest; None where it has none."""
+    try:
+        found = json.loads(manifest_path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{manifest_path(path)} is no JSON ({error}); delete it, or make {path.name} anew") from error
+    return found if isinstance(found, dict) else None
+
+
+def plan(program: str, parameters: Mapping[str, Any], inputs: Sequence[Path]) -> Row:
+    """Return what decides a program's outputs: itself, its parameters and its inputs."""
+    return {
+        "program": program,
+        "version": __version__,
+        "code": code_digest(),
+        "parameters": dict(parameters),
+        "inputs": [_input(path) for path in inputs],
+    }
+
+
+def _input(path: Path) -> Row:
+    made_by = read_manifest(path)
+    return {"file": str(path), "digest": file_digest(path)} | ({"made_by": made_by} if made_by else {})
+
+
+def is_made(planned: Row, outputs: Sequence[Path], *, force: bool = False) -> bool:
+    """Return whether all outputs are there, made so and not changed since.
+
+    Raises:
+        InputError: one is there that was made otherwise, or changed since, and `force` is False.
+    """
+    differences = [_difference(planned, path) for path in outputs]
+    if not any(differences):
+        return True
+    for path, difference in zip(outputs, differences, strict=True):
+        if path.exists() and difference and not force:
+            raise InputError(f"{path} is there and {difference}; give another name, or replace it with --force true")
+    return False
+
+
+def _difference(planned: Row, path: Path) -> str:
+    """Return how a file differs from what the plan would write; empty where it does not."""
+    if not path.exists():
+        return "is not there"
+    held = read_manifest(path)
+    if held is None:
+        return "has no manifest that says how it was made"
+    if held.get("outputs", {}).get(path.name, {}).get("digest") != file_digest(path):
+        return "was changed since it was made"
+    for name in ("program", "version", "code"):
+        if held.get(name) != planned[name]:
+            return f"was made by another {name} ({held.get(name)}, now {planned[name]})"
+    if [one["digest"] for one in held["inputs"]] != [one["digest"] for one in planned["inputs"]]:
+        return "was made from other inputs"
+    before, now = held["parameters"], json.loads(json.dumps(planned["parameters"]))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return (
+        "was made with " + ", ".join(f"{name}={before.get(name)}, now {now.get(name)}" for name in changed) if changed else ""
+    )
+
+
+def write_manifest(planned: Row, outputs: Mapping[Path, Row], counts: Mapping[str, int]) -> None:
+    """Write the manifest beside each output; `outputs` holds `{"rows", "digest"}` of each."""
+    told = planned | {"outputs": {path.name: held for path, held in outputs.items()}, "counts": dict(counts)}
+    for path in outputs:
+        write_text(manifest_path(path), json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of the package's source: what tells one state of it from another between two versions."""
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,304 @@
+"""A data program: rows in, rows out, in one pass, on all cores, in memory that does not grow with the files.
+
+The files are read in chunks. A program is a pure function of a chunk's rows; processes of their own parse, apply it and
+encode what it made, and this one writes that in the rows' order. What cannot be read or is not what the program takes is
+listed in `OUTPUT.rejected.jsonl` with file, line and reason, or stops it with `strict`. All outputs appear at the end,
+whole, each with its manifest (`manifests.py`), or none does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, compress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from project.errors import InputError
+from project.files import kind_of, read_chunks
+from project.manifests import is_made, plan, write_manifest
+from project.records import Row
+from project.writing import Encoded, Sink, encode
+
+if TYPE_CHECKING:
+    from project.files import Chunk
+
+CHUNK_BYTES = 2_000_000
+ROW_ERRORS = (ValueError, TypeError, AttributeError, KeyError)
+"""What a program may raise for a row that it does not take; the message is the reason."""
+
+
+@dataclass(slots=True)
+class Made:
+    """What a program made of a chunk."""
+
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    """By output."""
+    keys: dict[str, list[str | None]] = field(default_factory=dict)
+    ids: dict[str, list[str | None]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    rejected: list[Row] = field(default_factory=list)
+
+    def put(self, output: str, row: Row, *, once: str | None = None, unique: bool = False) -> None:
+        """Add a row to an output.
+
+        Args:
+            output: the output's name.
+            row: a JSON object.
+            once: of all rows with the same value the first is written.
+            unique: where the row's `id` was written before, it gets `~2`, `~3`, ….
+        """
+        self.rows.setdefault(output, []).append(row)
+        self.keys.setdefault(output, []).append(once)
+        self.ids.setdefault(output, []).append(str(row["id"]) if unique else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A row and where it stands."""
+
+    file: Path
+    line: int
+    row: Row
+
+
+Program = Callable[[Sequence[Placed], Made], Iterable[tuple[Placed, str]]]
+"""Fills `Made` with what a chunk's rows give, and yields the rows that it does not take, each with the reason. It is sent to
+other processes: a function of a module, or a `partial` of one."""
+
+
+def each(make: Callable[[Row, Made], None], rows: Sequence[Placed], made: Made) -> Iterator[tuple[Placed, str]]:
+    """Apply a function of one row to each; `partial(each, make)` is a `Program`. A row that raises adds nothing."""
+    for placed in rows:
+        one = Made()
+        try:
+            make(placed.row, one)
+        except ROW_ERRORS as error:
+            yield placed, str(error)
+            continue
+        made.counts.update(one.counts)
+        for name in one.rows:
+            made.rows.setdefault(name, []).extend(one.rows[name])
+            made.keys.setdefault(name, []).extend(one.keys[name])
+            made.ids.setdefault(name, []).extend(one.ids[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A chunk's rows, encoded as their outputs are."""
+
+    file: Path
+    encoded: dict[str, Encoded]
+    keys: dict[str, list[str | None]]
+    ids: dict[str, list[str | None]]
+    counts: Counter[str]
+    rejected: list[Row]
+    rows: int
+    share: float
+    """How much of all input ends with this chunk, from 0 to 1."""
+
+
+def run(
+    name: str,
+    program: Program,
+    inputs: Sequence[Path],
+    outputs: Mapping[str, Path],
+    parameters: Mapping[str, Any],
+    *,
+    strict: bool = False,
+    force: bool = False,
+    full: bool = False,
+) -> Counter[str] | None:
+    """Apply a program to files, and return its counts; None where the outputs are there already, made the same way.
+
+    The counts hold `rows read`, `rows rejected: REASON`, `duplicates left out of OUTPUT`, what the program counted, and
+    `OUTPUT written`.
+
+    Args:
+        name: of the program, for the manifest and the progress bar: `seeker data steps`.
+        program: what is done.
+        inputs: `.jsonl[.gz]`, `.json[.gz]` or `.parquet` files.
+        outputs: `.jsonl[.gz]` or `.parquet` files, by name.
+        parameters: what else the outputs depend on, as JSON.
+        strict: stop at the first row that is not taken.
+        force: replace outputs that were made otherwise.
+        full: no output may stay empty; without it not all of them may.
+
+    Raises:
+        InputError: an input is missing, empty, or holds no row that the program takes; an output would be an input, is there
+            and was made otherwise, would be empty, or does not fit on the disk.
+    """
+    for path in outputs.values():
+        if any(path.resolve() == given.resolve() for given in inputs):
+            raise InputError(f"{path} is the input file and would be the output; give another name")
+    for path in inputs:
+        kind_of(path)
+    planned = plan(name, parameters, inputs)
+    if is_made(planned, list(outputs.values()), force=force):
+        return None
+    rejects = rejected_path(next(iter(outputs.values())))
+    with ExitStack() as stack:
+        sinks = {output: stack.enter_context(Sink(path)) for output, path in outputs.items()}
+        refused = stack.enter_context(Sink(rejects))
+        results = stack.enter_context(_results(name, program, inputs, {o: p.name for o, p in outputs.items()}))
+        counts = _write(results, sinks, refused, strict=strict)
+        _refuse_empty(sinks, counts, full=full)
+        for sink in sinks.values():
+            sink.keep()
+        if refused.rows:
+            refused.keep()
+    if not refused.rows:
+        rejects.unlink(missing_ok=True)
+    held = {path: {"rows": sinks[output].rows, "digest": sinks[output].digest} for output, path in outputs.items()}
+    write_manifest(planned, held, counts)
+    return counts
+
+
+def rejected_path(output: Path) -> Path:
+    """Return where the rows that were not taken are listed."""
+    return output.with_name(f"{output.name.removesuffix('.gz').rsplit('.', 1)[0]}.rejected.jsonl")
+
+
+def _write(results: Iterator[Result], sinks: Mapping[str, Sink], refused: Sink, *, strict: bool) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    taken: Counter[Path] = Counter()
+    first: dict[Path, str] = {}
+    seen: dict[str, set[int]] = {output: set() for output in sinks}
+    named: dict[str, Counter[int]] = {output: Counter() for output in sinks}
+    for result in results:
+        counts["rows read"] += result.rows
+        taken[result.file] += result.rows - len(result.rejected)
+        counts.update(result.counts)
+        for row in result.rejected:
+            reason = f"{row['file']}, line {row['line']}: {row['reason']}"
+            first.setdefault(result.file, reason)
+            if strict:
+                raise InputError(reason)
+            counts[f"rows rejected: {row['reason']}"] += 1
+        if result.rejected:
+            refused.write(encode(result.rejected, refused.path.name))
+        for output, encoded in result.encoded.items():
+            fresh = [_is_first(key, seen[output]) for key in result.keys[output]]
+            _make_unique(encoded, compress(enumerate(result.ids[output]), fresh), named[output])
+            counts[f"duplicates left out of {output}"] += fresh.count(False)
+            sinks[output].write(encoded if all(fresh) else encoded.only(fresh))
+            _check_disk(sinks[output], result.share)
+    for output, sink in sinks.items():
+        counts[f"{output} written"] = sink.rows
+    if unread := next((path for path in taken if not taken[path]), None):
+        raise InputError(f"{first[unread]} (no row of the file could be read)")
+    return +counts
+
+
+def _refuse_empty(sinks: Mapping[str, Sink], counts: Mapping[str, int], *, full: bool) -> None:
+    empty = [output for output, sink in sinks.items() if not sink.rows]
+    if len(empty) == len(sinks) or (full and empty):
+        why = ", ".join(f"{count} {what}" for what, count in counts.items() if what != "rows read")
+        raise InputError(f"nothing is left for {', '.join(empty)} of {counts['rows read']} rows ({why})")
+
+
+def _make_unique(encoded: Encoded, idents: Iterable[tuple[int, str | None]], named: Counter[int]) -> None:
+    for index, ident in idents:
+        if ident is not None:
+            named[hash(ident)] += 1
+            if (count := named[hash(ident)]) > 1:
+                encoded.rename(index, f"{ident}~{count}")
+
+
+def _is_first(key: str | None, seen: set[int]) -> bool:
+    """Note a key and return whether it is new; 64 bits of it stand for it."""
+    if key is None:
+        return True
+    before = len(seen)
+    seen.add(hash(key))
+    return len(seen) > before
+
+
+def _check_disk(sink: Sink, share: float) -> None:
+    """Stop early where what is still to come will not fit on the disk."""
+    left = sink.bytes * (1 - share) / max(share, 1e-9)
+    if sink.bytes > CHUNK_BYTES and left > (free := shutil.disk_usage(sink.path.parent).free):
+        raise InputError(
+            f"{sink.path} would take about {(sink.bytes + left) / 1e9:.1f} GB, and {(free + sink.bytes) / 1e9:.1f} GB are "
+            "free; write .parquet, which is smaller, or into another folder"
+        )
+
+
+@contextmanager
+def _results(name: str, program: Program, inputs: Sequence[Path], outputs: Mapping[str, str]) -> Iterator[Iterator[Result]]:
+    """Give each chunk's result, in order; small inputs are done in this process."""
+    chunks = read_chunks(inputs, CHUNK_BYTES)
+    first = [chunk for _, chunk in zip(range(2), chunks, strict=False)]
+    work = partial(_work, program, outputs)
+    if len(first) < 2:
+        yield map(work, first)
+        return
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+    try:
+        yield _shown(name, _ordered(pool, work, chain(first, chunks), 2 * workers))
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"a process of {name} was killed, as the system does when memory ends; free some and run this again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ordered(
+    pool: ProcessPoolExecutor, work: Callable[[Chunk], Result], chunks: Iterable[Chunk], ahead: int
+) -> Iterator[Result]:
+    running: deque[Future[Result]] = deque()
+    for chunk in chunks:
+        running.append(pool.submit(work, chunk))
+        if len(running) >= ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _one_thread() -> None:
+    os.environ["POLARS_MAX_THREADS"] = "1"
+
+
+def _shown(name: str, results: Iterator[Result]) -> Iterator[Result]:
+    """Show rows a second and the time left, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(name), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not os.isatty(2)) as bar:
+        task = bar.add_task(name, total=1.0, rate="")
+        rows = 0
+        for result in results:
+            rows += result.rows
+            elapsed = bar.tasks[0].elapsed or 1.0
+            bar.update(task, completed=result.share, rate=f"{rows / elapsed:,.0f} rows/s")
+            yield result
+
+
+def _work(program: Program, outputs: Mapping[str, str], chunk: Chunk) -> Result:
+    made = Made()
+    rows: list[Placed] = []
+    rejected: list[tuple[int, Row]] = []
+    count = 0
+    for line, row, reason in chunk.rows():
+        count += 1
+        if isinstance(row, dict):
+            rows.append(Placed(chunk.path, line, row))
+        else:
+            rejected.append((line, {"file": str(chunk.path), "line": line, "reason": reason, "text": row}))
+    for placed, reason in program(rows, made):
+        row = {"file": str(placed.file), "line": placed.line, "reason": reason, "row": placed.row}
+        rejected.append((placed.line, row))
+    encoded = {output: encode(made_rows, outputs[output]) for output, made_rows in made.rows.items()}
+    listed = [row for _, row in sorted(rejected, key=lambda one: one[0])]
+    return Result(chunk.path, encoded, made.keys, made.ids, made.counts, listed, count, chunk.share)

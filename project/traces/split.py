@@ -1,0 +1,139 @@
+"""`seeker data split`: conversations -> train, validation and test, by group (DESIGN §8.8).
+
+A group's place is the hash of its name and the seed, so that adding rows moves nobody, and the sets of several phases split
+alike. With `check` nothing is split: any files of questions or conversations are shown to share nothing (`overlap.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from project.errors import InputError
+from project.files import read_rows
+from project.overlap import marks, refuse_overlap
+from project.records import Conversation, Question, Row
+from project.streams import ROW_ERRORS, Made, each, run
+from project.traces.phases import FileFormat
+from project.traces.table import as_paths, print_counts, question_group
+from project.writing import suffix_of
+
+SPLITS = ("train", "validation", "test")
+
+
+def split(
+    input_file: list[Path] | Path,
+    output_dir: Path | None = None,
+    validation_share: float = 0.1,
+    test_share: float = 0.0,
+    by: str = "question",
+    seed: int = 0,
+    file_format: FileFormat = "parquet",
+    check: bool = False,
+    strict: bool = False,
+    force: bool = False,
+) -> None:
+    """Split conversations by group into NAME_train, NAME_validation and NAME_test, or check files that are split.
+
+    Args:
+        input_file: one or several files of conversations, as seeker data phases writes them; to check, files of conversations
+            or questions whose names end with _train, _validation or _test.
+        output_dir: the folder for NAME_train.parquet, NAME_validation.parquet and NAME_test.parquet.
+        validation_share: the share of the groups that are for validation, from 0 to 1.
+        test_share: the share of the groups that are for the test, from 0 to 1.
+        by: what stays together: question (its words), group (the column), trace, or a name in extra_info.
+        seed: of the split.
+        file_format: jsonl, jsonl.gz or parquet.
+        check: write nothing; show that the files' sides share no group, trace, opening, or question with its answer.
+        strict: stop at the first row that is no conversation, instead of listing it in NAME_train.rejected.jsonl.
+        force: replace sets that were made otherwise.
+    """
+    if check:
+        print_counts("rows checked, nothing shared", check_files(as_paths(input_file)))
+        return
+    if output_dir is None:
+        raise InputError(
+            "--output_dir is missing; name the folder for the split sets, or --check true for files that are split"
+        )
+    shares = {"validation": validation_share, "test": test_share}
+    if not all(0.0 <= share < 1.0 for share in shares.values()) or not 0.0 < sum(shares.values()) < 1.0:
+        raise InputError(
+            f"--validation_share is {validation_share} and --test_share {test_share}; give shares from 0 to 1 that leave "
+            "something to train on and something to measure with"
+        )
+    parts = ("train", *(part for part, share in shares.items() if share))
+    for path in as_paths(input_file):
+        name = path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}")
+        outputs = {part: output_dir / f"{name}_{part}.{file_format}" for part in parts}
+        program = partial(each, partial(_place, by, seed, shares))
+        parameters = shares | {"by": by, "seed": seed}
+        counts = run("seeker data split", program, [path], outputs, parameters, strict=strict, force=force, full=True)
+        print_counts(f"split {name}", counts)
+
+
+def check_files(paths: Sequence[Path]) -> dict[str, int]:
+    """Return the rows of each side of files that are split.
+
+    Raises:
+        InputError: a file's name does not say its side, there is one side only, or two share something.
+    """
+    sides: dict[str, set[str]] = {}
+    rows: Counter[str] = Counter()
+    for path in paths:
+        stem = path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}")
+        side = stem.rpartition("_")[2]
+        if side not in SPLITS:
+            raise InputError(f"{path} does not say which side it is; its name must end with _train, _validation or _test")
+        for number, row in read_rows(path):
+            try:
+                record = Conversation.from_row(row) if "messages" in row else Question.from_row(row)
+            except ROW_ERRORS as error:
+                raise InputError(f"{path}, line {number}: {error}") from error
+            sides.setdefault(side, set()).update(marks(record))
+            rows[side] += 1
+    if len(sides) < 2:
+        raise InputError(f"the files are all of one side, {', '.join(sides)}; give those of two or three")
+    refuse_overlap(sides)
+    return dict(rows)
+
+
+def _place(by: str, seed: int, shares: Mapping[str, float], row: Row, made: Made) -> None:
+    conversation = Conversation.from_row(row)
+    position = place(group_of(conversation, by), seed)
+    for part, share in shares.items():
+        if position < share:
+            made.put(part, conversation.to_row())
+            return
+        position -= share
+    made.put("train", conversation.to_row())
+
+
+def group_of(conversation: Conversation, by: str) -> str:
+    """Return what must not be on two sides.
+
+    Raises:
+        ValueError: the conversation has no such thing.
+    """
+    if by == "question":
+        found = question_group(conversation.question) if conversation.question else ""
+    elif by == "group":
+        found = conversation.group
+        if "|" in found:
+            msg = f"conversation '{conversation.id}' is of several groups, {found}; split by what it is of one of"
+            raise ValueError(msg)
+    elif by == "trace":
+        found = str(conversation.extra_info.get("trace_id") or conversation.id)
+    else:
+        found = str(conversation.extra_info.get(by) or "")
+    if not found:
+        msg = f"field '{by}' of conversation '{conversation.id}' is empty, which it is split by"
+        raise ValueError(msg)
+    return found
+
+
+def place(group: str, seed: int) -> float:
+    """Return a group's place in [0, 1), which depends on nothing but itself and the seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8]) / 2**64
