@@ -336,6 +336,10 @@ class Document:
     title: str = ""
     id: str = ""
 
+    def to_row(self) -> Row:
+        """Return the document without the keys that hold nothing."""
+        return {"content": self.content} | ({"title": self.title} if self.title else {}) | ({"id": self.id} if self.id else {})
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -379,8 +383,7 @@ class Step:
         if self.type == "search":
             return row | {"tool": self.tool or "search", "queries": list(self.queries)}
         if self.type == "search_result":
-            documents = [{k: v for k, v in asdict(d).items() if v or k == "content"} for d in self.documents]
-            return row | {"documents": documents} | ({"error": self.error} if self.error else {})
+            return row | {"documents": [d.to_row() for d in self.documents]} | ({"error": self.error} if self.error else {})
         return row | {"content": self.content}
 
 

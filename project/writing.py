@@ -52,6 +52,13 @@ def dumps(value: Any) -> str:  # noqa: ANN401 - any JSON
     return json.dumps(value) if _SURROGATE.search(text) else text
 
 
+def _line(row: Row) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(row).encode() + b"\n"
+
+
 def suffix_of(path: Path | str) -> str:
     """Return `jsonl`, `json`, `parquet` or what else a file's name ends with, `.gz` aside."""
     return Path(path).name.removesuffix(".gz").rsplit(".", 1)[-1]
@@ -155,7 +162,7 @@ def encode(rows: Sequence[Row], name: str) -> Encoded:
         InputError: nothing is written under such a suffix, or the rows' columns have no one type.
     """
     if suffix_of(name) == "jsonl":
-        return Lines([dumps(row).encode() + b"\n" for row in rows])
+        return Lines([_line(row) for row in rows])
     if name.endswith(".parquet"):
         import pyarrow as pa
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from project.answers import normalise_answer
@@ -175,10 +175,16 @@ def _result_sentences(context: Iterable[Step]) -> Iterator[Sentence]:
     documents = (d for step in context if step.type == "search_result" for d in step.documents)
     for number, document in enumerate(documents):
         title = clean(document.title).strip()
-        for text in sentences(clean(document.content)):
+        for text, words in _document_sentences(title, document.content):
             if text not in seen:
                 seen.add(text)
-                yield Sentence(text, title, number, tuple(normalise_answer(f"{title} {text}").split()))
+                yield Sentence(text, title, number, words)
+
+
+@lru_cache(maxsize=4096)
+def _document_sentences(title: str, content: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Return a document's sentences, each with its words and the title's; the samples of a trace share their documents."""
+    return [(text, tuple(normalise_answer(f"{title} {text}").split())) for text in sentences(clean(content))]
 
 
 def _wanted(question: str, context: Iterable[Step]) -> dict[str, float]:

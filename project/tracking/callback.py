@@ -6,6 +6,7 @@ It is added by `lightning_cli` in code, so that no `callbacks:` list can remove 
 
 from __future__ import annotations
 
+import json
 import platform
 import resource
 import subprocess
@@ -20,8 +21,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from project.files import file_digest
+from project.manifests import read_manifest
 from project.tracking.logger import SeekerLogger, flatten
-from project.tracking.store import RUN_ID_FILE, project_root, run_folder_id
+from project.tracking.store import MANIFESTS, RUN_ID_FILE, project_root, run_folder_id
 from project.writing import write_text
 
 UNLOGGED = "seeker_unlogged"
@@ -107,7 +109,7 @@ class TrackRun(Callback):
             logger.experiment.log_metric(logger.run_id, "memory/peak_gib", peak_memory_gib())
 
     def _track_data(self, logger: SeekerLogger, source: object) -> None:
-        """Log each file of the `data_files` of a datamodule or module by the digest of its content."""
+        """Log each file of the `data_files` of a datamodule or module by the digest of its content, and its manifest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
@@ -118,7 +120,12 @@ class TrackRun(Callback):
             logger.experiment.set_tag(logger.run_id, f"dataset.{name}", digest)
             logger.experiment.set_tag(logger.run_id, f"dataset_file.{name}", str(path))
             uri = Path(path).resolve().as_uri()
-            dataset = Dataset(name=Path(path).name, digest=digest, source_type="local", source=uri)
+            manifest = read_manifest(Path(path))
+            if manifest:
+                text = json.dumps(manifest, ensure_ascii=False, indent=1)
+                logger.experiment.log_text(logger.run_id, text, f"{MANIFESTS}/{name}.json")
+            held = json.dumps(manifest["outputs"].get(Path(path).name)) if manifest else None
+            dataset = Dataset(name=Path(path).name, digest=digest, source_type="local", source=uri, profile=held)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
         if inputs:
             logger.experiment.log_inputs(logger.run_id, datasets=inputs)

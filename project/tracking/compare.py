@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from project.errors import InputError
-from project.tracking.store import all_runs, client, find_run, run_metrics, run_params, tracking_uri
+from project.records import Row
+from project.tracking.store import all_runs, client, dataset_manifests, find_run, run_metrics, run_params, tracking_uri
 from project.tracking.trend import TRAINED, Trend, trained_reward
 from project.writing import write_text
 
@@ -87,20 +88,32 @@ def lineage_tree(run: Run, seen: frozenset[str] = frozenset()) -> Tree:
     """Return a run with its code, data and checkpoints, and below it the run it started from, and so on."""
     from rich.tree import Tree
 
-    tags = run.data.tags
+    tags, manifests = run.data.tags, dataset_manifests(run.info.run_id)
     tree = Tree(f"[bold]{run.info.run_name}[/bold] {run.info.run_id} {tags.get('seeker.verb', '')} {run.info.status}")
     if "git.commit" in tags:
         tree.add(f"code {tags['git.commit'][:12]}{' with changes' if tags.get('git.dirty') == 'true' else ''}")
     for name, value in sorted(tags.items()):
         kind, _, key = name.partition(".")
         if kind == "dataset":
-            tree.add(f"dataset {key} {value} {tags.get(f'dataset_file.{key}', '')}")
+            _add_origin(tree.add(f"dataset {key} {value} {tags.get(f'dataset_file.{key}', '')}"), manifests.get(key))
         elif kind == "checkpoint":
             tree.add(f"checkpoint {key} {value}")
     parent = tags.get("seeker.parent")
     if parent and parent not in seen:
         tree.add("parent").add(lineage_tree(find_run(parent), seen | {run.info.run_id}))
     return tree
+
+
+def _add_origin(tree: Tree, manifest: Row | None) -> None:
+    """Add below a dataset the program that made it, and below that its inputs, and so on."""
+    if manifest is None:
+        return
+    from rich.markup import escape
+
+    options = " ".join(f"{name}={escape(str(value))}" for name, value in manifest["parameters"].items())
+    made = tree.add(f"made by {manifest['program']} {manifest['version']} {options}")
+    for source in manifest["inputs"]:
+        _add_origin(made.add(f"from {source['file']} {source['digest']}"), source.get("made_by"))
 
 
 def metric_rows(metrics: list[dict[str, float]]) -> Rows:

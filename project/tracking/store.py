@@ -8,13 +8,16 @@ appends, so after a resume a step can hold two values, and the last one written 
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from project.errors import InputError, TrackingError
+from project.records import Row
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 RUN_ID_FILE = "mlflow_run_id"
 """The file in a training run's folder that holds its MLflow run id."""
+MANIFESTS = "datasets"
+"""The folder of a run's artifacts that holds the manifests of its datasets, `NAME.json`."""
 LONG_PARAM = "see artifact params/"
 CHANGED_PARAM = "seeker.changed."
 """Tags with this prefix hold the values that a resumed run changed: MLflow refuses to change a parameter."""
@@ -145,6 +150,14 @@ def metric_curve(run_id: str, name: str) -> dict[int, float]:
     """Return {step: value}, ascending; where a resume wrote a step again the last value counts."""
     history = sorted(client().get_metric_history(run_id, name), key=lambda metric: metric.timestamp)
     return dict(sorted({metric.step: metric.value for metric in history}.items()))
+
+
+def dataset_manifests(run_id: str) -> dict[str, Row]:
+    """Return what the run's datasets were made from, by their names; those that no data program made have none."""
+    found = [artifact.path for artifact in client().list_artifacts(run_id, MANIFESTS)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(client().download_artifacts(run_id, path, folder)) for path in found]
+        return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def ui(port: int = 5000) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves in the store, through the real command line and a real SQLite store."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,35 @@ from pytest import CaptureFixture
 
 from project.cli import main
 from project.files import file_digest
+from project.manifests import plan, read_manifest, write_manifest
 from project.tracking.logger import SeekerLogger
-from project.tracking.store import all_runs, client, find_run, metric_curve, run_params
+from project.tracking.store import all_runs, client, dataset_manifests, find_run, metric_curve, run_params
+
+
+def test_a_run_records_what_its_data_was_made_from(config: Path, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    train, table, raw = (tmp_path / f"{name}.jsonl" for name in ("train", "table", "raw"))
+    for path in (table, raw):
+        path.write_text('{"id": "1"}\n')
+    made = {"rows": 3, "digest": file_digest(train)}
+    write_manifest(plan("seeker data traces", {"filters": ["correct"]}, [raw]), {table: {}}, {})
+    write_manifest(plan("seeker data split", {"seed": 7}, [table]), {train: made}, {})
+    assert main(["fit", "--config", str(config)]) == 0
+    (found,) = dataset_manifests(find_run("first").info.run_id).values()
+    assert found == read_manifest(train)
+    assert json.loads(find_run("first").inputs.dataset_inputs[0].dataset.profile) == made
+    capsys.readouterr()
+    assert main(["lineage", "first"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    parts = [
+        "dataset train",
+        "made by seeker data split",
+        "seed=7",
+        "table.jsonl",
+        "seeker data traces",
+        "['correct']",
+        "raw.jsonl",
+    ]
+    assert [shown.index(part) for part in parts] == sorted(shown.index(part) for part in parts)
 
 
 def test_a_run_records_config_code_data_and_checkpoints(config: Path, tmp_path: Path, capsys: CaptureFixture[str]) -> None:

@@ -1,0 +1,163 @@
+"""Time and memory of the trace programs, against the same functions in a plain loop over JSON lines.
+
+    python scripts/benchmarks/traces.py --traces 100000 --folder /tmp/traces
+
+Made-up traces of about 5 KB with three results each go through traces, steps, summaries, phases and split. Each program runs as
+a user runs it and, right after, as a plain loop: the same function of a row, `json` on one core, files of JSON lines. Memory is
+the most anonymous memory of all processes of a program at one time. Prints one JSON line a program, and one for the chain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+WORDS = (
+    "river capital treaty engine copper winter museum signal harbour theory garden planet border ballad archive bridge"
+).split()
+CHAIN = ("traces", "steps", "summaries", "phases", "split")
+
+
+def write_raw(path: Path, count: int) -> None:
+    """Write made-up traces in the normalised format."""
+    with path.open("w") as out:
+        for number in range(count):
+            dice = random.Random(number)
+            out.write(json.dumps(_raw(number, dice)) + "\n")
+
+
+def _raw(number: int, dice: random.Random) -> dict[str, Any]:
+    def text(words: int) -> str:
+        return " ".join(dice.choices(WORDS, k=words)).capitalize() + "."
+
+    steps: list[dict[str, Any]] = []
+    for _turn in range(3):
+        steps.append({"type": "thought", "text": f"{text(12)} {text(8)}"})
+        steps.append({"type": "action", "name": "search", "argument": text(5)})
+        found = "\n\n".join(f"Doc {n} (Title: {text(2)})\n" + " ".join(text(9) for _ in range(2)) for n in range(1, 4))
+        steps.append({"type": "observation", "text": found})
+    steps += [{"type": "thought", "text": text(10)}, {"type": "action", "name": "finish", "argument": text(2)}]
+    return {"id": f"t{number}", "question": f"{text(9)} {number}?", "gold_answers": [text(2)], "correct": True, "steps": steps}
+
+
+def seeker(verb: str, folder: Path) -> list[str]:
+    """Return the command of a program."""
+    given = {"traces": "raw.jsonl", "steps": "traces.jsonl", "summaries": "steps.jsonl", "phases": "summaries.jsonl"}
+    options = {
+        "phases": ["--output_dir", str(folder / "phases")],
+        "split": ["--output_dir", str(folder / "sets"), "--file_format", "jsonl"],
+    }.get(verb, ["--output_file", str(folder / f"{verb}.jsonl")])
+    source = folder / given.get(verb, "phases/summary_prefix.jsonl")
+    return [sys.executable, "-m", "project", "data", verb, "--input_file", str(source), *options, "--force", "true"]
+
+
+def plain(verb: str, folder: Path) -> None:
+    """Do a program's work in a loop."""
+    from functools import partial
+
+    from project.dialects import get_dialect
+    from project.streams import Made, Placed, each
+    from project.traces import ingest, phases, split, steps, summaries
+
+    programs: dict[str, tuple[str, Any]] = {
+        "traces": ("raw", partial(ingest.ingest, "auto", {}, False)),
+        "steps": ("traces", partial(each, partial(steps._split_row, True))),
+        "summaries": ("steps", partial(each, partial(summaries._summarise_row, summaries.MAX_WORDS))),
+        "phases": ("summaries", partial(each, partial(phases.of_row, phases.Settings()))),
+        "split": (
+            "phases/summary_prefix",
+            partial(each, partial(split._place, "question", 0, {"validation": 0.1, "test": 0.0})),
+        ),
+    }
+    get_dialect("tags")
+    name, program = programs[verb]
+    source = folder / f"{name}.jsonl"
+    (folder / "plain").mkdir(exist_ok=True)
+    files: dict[str, Any] = {}
+    with source.open() as lines:
+        for number, line in enumerate(lines, 1):
+            made = Made()
+            assert not list(program([Placed(source, number, json.loads(line))], made))
+            for output, rows in made.rows.items():
+                files.setdefault(output, (folder / "plain" / f"{verb}-{output}.jsonl").open("w"))
+                files[output].writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for file in files.values():
+        file.close()
+
+
+class Peak(threading.Thread):
+    """Samples the anonymous memory of a process and its children."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.kilobytes = pid, 0
+
+    def run(self) -> None:
+        """Look 10 times a second until the process is gone."""
+        while Path(f"/proc/{self.pid}/status").exists():
+            self.kilobytes = max(self.kilobytes, sum(_anonymous(pid) for pid in _family(self.pid)))
+            time.sleep(0.1)
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        children = [int(p) for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return [pid, *(one for child in children for one in _family(child))]
+
+
+def _anonymous(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Run a command; return its seconds and its peak memory in GB."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak = Peak(process.pid)
+    peak.start()
+    if process.wait():
+        sys.exit(f"{' '.join(command)} failed")
+    return time.perf_counter() - started, peak.kilobytes / 1e6
+
+
+def main() -> None:
+    """Run the chain, or with --plain one program as a loop."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traces", type=int, default=20_000)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--plain", choices=CHAIN)
+    parser.add_argument("--only_seeker", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.plain:
+        plain(arguments.plain, arguments.folder)
+        return
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    write_raw(arguments.folder / "raw.jsonl", arguments.traces)
+    total = {"seeker_s": 0.0, "plain_s": 0.0}
+    for verb in CHAIN:
+        seconds, memory = timed(seeker(verb, arguments.folder))
+        found = {"program": verb, "seeker_s": seconds, "traces_per_s": arguments.traces / seconds, "peak_gb": memory}
+        total["seeker_s"] += seconds
+        if not arguments.only_seeker:
+            found["plain_s"], _ = timed([sys.executable, __file__, "--plain", verb, "--folder", str(arguments.folder)])
+            total["plain_s"] += found["plain_s"]
+        print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}), flush=True)
+    gigabytes = sum(path.stat().st_size for path in arguments.folder.rglob("*.jsonl")) / 1e9
+    print(json.dumps({"chain": {k: round(v, 2) for k, v in total.items()}, "folder_gb": round(gigabytes, 2)}))
+
+
+if __name__ == "__main__":
+    main()
