@@ -35,6 +35,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "data phases": ("project.traces.phases:phases", "the training sets of the phases, from traces or samples"),
     "data split": ("project.traces.split:split", "conversations to train, validation and test, by group"),
     "data prepare": ("project.traces.prepare:prepare", "traces, phases and split in one command"),
+    "data push": ("project.traces.push:push", "files with their manifests and a card to the Hugging Face Hub"),
+    "data show": ("project.traces.show:show", "a training sample in the terminal, or a file's statistics"),
     "index build": ("project.corpus.index:build", "index passages for search"),
     "index search": ("project.corpus.index:search", "ask an index one query"),
     "serve retrieval": ("project.corpus.server:retrieval", "serve POST /retrieve from an index"),
@@ -45,8 +47,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "ui": ("project.tracking.store:ui", "open MLflow's page on the project's store"),
 }
 
-RUN_VERBS = {"compare": "--run+=", "lineage": "--run="}
-"""Verbs whose first words are runs: `seeker compare A B` is `seeker compare --run+=A --run+=B`."""
+WORD_OPTIONS = {"compare": "--run+=", "lineage": "--run=", "data show": "--input_file="}
+"""Verbs whose first words need no option: `seeker compare A B` is `seeker compare --run+=A --run+=B`."""
 
 
 def usage() -> str:
@@ -110,15 +112,17 @@ def _run_verb(verb: str, args: list[str]) -> int:
         parser.add_argument("--config", action="config", help="a YAML file of these options")
     parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True)
     try:
-        options = parser.instantiate(parser.parse_args(_name_runs(verb, args)))
+        options = parser.instantiate(parser.parse_args(_name_words(verb, args)))
     except ArgumentError as error:
         raise InputError(f"{one_sentence(str(error))}; `seeker {verb} --help` lists the options") from error
     function(**{key: value for key, value in options.items() if key != "config" or has_config})
     return 0
 
 
-def _name_runs(verb: str, args: list[str]) -> list[str]:
-    """Return `args` with the leading words of a verb in `RUN_VERBS` as options."""
-    option = RUN_VERBS.get(verb)
+def _name_words(verb: str, args: list[str]) -> list[str]:
+    """Return `args` with the leading words of a verb in `WORD_OPTIONS` as options."""
+    option = WORD_OPTIONS.get(verb)
     words = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args)) if option else 0
+    if option and not option.endswith("+=") and words > 1:
+        raise InputError(f"`seeker {verb}` takes one {option.strip('-=')}, got {words}: {', '.join(args[:words])}")
     return [f"{option}{word}" for word in args[:words]] + args[words:]

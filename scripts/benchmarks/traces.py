@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-WORDS = (
-    "river capital treaty engine copper winter museum signal harbour theory garden planet border ballad archive bridge"
-).split()
+WORDS = [
+    "river", "capital", "treaty", "engine", "copper", "winter", "museum", "signal",
+    "harbour", "theory", "garden", "planet", "border", "ballad", "archive", "bridge",
+]  # fmt: skip
 CHAIN = ("traces", "steps", "summaries", "phases", "split")
 
 
