@@ -36,7 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data split": ("project.traces.split:split", "conversations to train, validation and test, by group"),
     "data prepare": ("project.traces.prepare:prepare", "traces, phases and split in one command"),
     "data push": ("project.traces.push:push", "files with their manifests and a card to the Hugging Face Hub"),
-    "data show": ("project.traces.show:show", "a training sample in the terminal, or a file's statistics"),
+    "data show": ("project.apps.show:show", "a training sample in the terminal, or a file's statistics"),
     "index build": ("project.corpus.index:build", "index passages for search"),
     "index search": ("project.corpus.index:search", "ask an index one query"),
     "serve retrieval": ("project.corpus.server:retrieval", "serve POST /retrieve from an index"),

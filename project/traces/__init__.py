@@ -8,7 +8,6 @@ The stages, each a verb of `seeker data` and each reading what the one before it
 - `summaries.py`: a step sample -> the same with an extractive summary of its context.
 - `phases.py`: traces, or samples with summaries -> the conversations of the phases.
 - `split.py`: conversations -> train, validation and test by group; `prepare.py`: traces, phases and split in one.
-- `show.py`, `show_stats.py`, `printout.py`: a sample, or a file's statistics, in the terminal.
 - `push.py`, `card.py`: the sets to the Hugging Face Hub, with a card from their manifests.
 
 Each program but the last two is a function of a row that `project/streams.py` applies. `table.py` holds what they share: a row

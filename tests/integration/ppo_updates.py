@@ -15,9 +15,9 @@ from lightning import Callback, Trainer  # noqa: E402
 
 from project.datamodules.question import QuestionDataModule  # noqa: E402
 from project.environment.search import EpisodeLimits  # noqa: E402
-from project.files import write_rows  # noqa: E402
 from project.modules.ppo import PPO, PPOSettings  # noqa: E402
 from project.rewards.answer import AnswerReward  # noqa: E402
+from project.writing import write_rows  # noqa: E402
 
 COUNTRIES = ("Peru", "Japan", "Kenya", "Norway")  # `work / "index"` has a passage on each
 

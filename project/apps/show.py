@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from project.apps.printout import KIND_STYLES, make_console, print_kinds, print_sample, print_text, tally
+from project.apps.show_stats import print_statistics
 from project.dialects import get_dialect
 from project.errors import InputError
 from project.files import local_file, read_chunks
 from project.records import Conversation, DialectName, Row, SpanKind, Step, Trace
 from project.rendering import DEFAULT_WEIGHTS, History, Renderer
 from project.streams import CHUNK_BYTES, ROW_ERRORS
-from project.traces.printout import KIND_STYLES, make_console, print_kinds, print_sample, print_text, tally
-from project.traces.show_stats import print_statistics
 from project.traces.steps import StepSample
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import pytest
 from tiny import tiny_model_folder
 from trace_samples import TWO_HOPS, answer, result, search, think, trace
 
+from project.apps.printout import Run, coloured, lines, visible
+from project.apps.show import step_lines
+from project.apps.show_stats import first_turn, histogram, percentiles, plain_reason
 from project.cli import main
 from project.dialects import get_dialect
 from project.records import Conversation, Message, SpanKind, ToolCall
-from project.traces.printout import Run, coloured, lines, visible
-from project.traces.show import step_lines
-from project.traces.show_stats import first_turn, histogram, percentiles, plain_reason
 from project.traces.steps import split
 from project.writing import write_records, write_rows
 

@@ -15,12 +15,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from project.apps.printout import Tally, merged, print_kinds, print_table, print_text, share, tally
 from project.dialects import Dialect
 from project.errors import InputError
 from project.records import Conversation, SpanKind, Trace
 from project.rendering import Renderer
 from project.streams import ROW_ERRORS
-from project.traces.printout import Tally, merged, print_kinds, print_table, print_text, share, tally
 from project.traces.steps import StepSample
 from project.traces.table import features, uniform
 
