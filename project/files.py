@@ -136,7 +136,7 @@ def read_chunks(paths: Sequence[Path], size: int) -> Iterator[Chunk]:
             for chunk, read in readers[kinds[path]](path, size):
                 empty = empty and not any(map(bytes.strip, chunk.lines)) and not chunk.objects and chunk.row_group is None
                 yield replace(chunk, share=min((done + read) / total, 1.0))
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise _damaged(path, error) from error
         if empty:
             raise InputError(f"{path} holds no rows; check the command that made it")
@@ -227,7 +227,9 @@ def _json_list(path: Path) -> list[Any]:
             rows = json.load(stream)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-        except RecursionError as error:
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} holds JSON that cannot be read ({error})") from error
     return rows if isinstance(rows, list) else [rows]
 

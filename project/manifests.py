@@ -81,13 +81,18 @@ def _difference(planned: Row, path: Path) -> str:
     for name in ("program", "version", "code"):
         if held.get(name) != planned[name]:
             return f"was made by another {name} ({held.get(name)}, now {planned[name]})"
-    if [one["digest"] for one in held["inputs"]] != [one["digest"] for one in planned["inputs"]]:
+    if _names(held) != _names(planned):
         return "was made from other inputs"
     before, now = held["parameters"], json.loads(json.dumps(planned["parameters"]))
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return (
-        "was made with " + ", ".join(f"{name}={before.get(name)}, now {now.get(name)}" for name in changed) if changed else ""
-    )
+    changed = [
+        f"{name}={before.get(name)}, now {now.get(name)}" for name in {**before, **now} if before.get(name) != now.get(name)
+    ]
+    return f"was made with {', '.join(changed)}" if changed else ""
+
+
+def _names(told: Row) -> list[tuple[str, str]]:
+    """Return the inputs' names and digests; a name can be in what was made of it."""
+    return [(Path(one["file"]).name, one["digest"]) for one in told["inputs"]]
 
 
 def write_manifest(planned: Row, outputs: Mapping[Path, Row], counts: Mapping[str, int]) -> None:

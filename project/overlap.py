@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 from project.answers import normalise_answer
@@ -23,7 +24,7 @@ def marks(record: Question | Conversation) -> set[str]:
     if isinstance(record, Conversation):
         if trace := record.extra_info.get("trace_id"):
             found.add(f"the trace '{trace}'")
-        found.add(f"the opening of '{record.question or record.id}' ({_opening(record)})")
+        found.add(f"the opening {_opening(record)}")
     return found
 
 
@@ -33,8 +34,10 @@ def _opening(conversation: Conversation) -> str:
         if message.role == "assistant":
             break
         if message.role != "system":
-            said.append(normalise_answer(message.content))
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
+            said.append(" ".join(re.findall(r"\w+", message.content.casefold())))
+    text = "\n".join(said)
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
+    return f"'{text[:60]}…' ({digest})" if len(text) > 60 else f"'{text}'"
 
 
 def refuse_overlap(sides: Mapping[str, set[str]]) -> None:

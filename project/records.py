@@ -77,7 +77,8 @@ def _require(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -
     return row[name]
 
 
-def _strings(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def strings(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return a field that is a list of strings, empty where it is absent; else a `ValueError` names it."""
     values = row.get(name) or []
     if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(v, str) for v in values):
         msg = f"field '{name}' is not a list of strings"
@@ -93,7 +94,8 @@ def _parsed(text: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
         raise ValueError(msg) from error
 
 
-def _maybe_bool(row: Mapping[str, Any], name: str) -> bool | None:
+def maybe_bool(row: Mapping[str, Any], name: str) -> bool | None:
+    """Return a field that is true, false or absent; else a `ValueError` names it."""
     value = row.get(name)
     if value is not None and not isinstance(value, bool):
         msg = f"field '{name}' is {value!r}, expected true, false or null"
@@ -178,13 +180,13 @@ class Question:
         names = ("answers", "golden_answers")
         name = next((n for n in names if row.get(n) is not None), "answers")
         _require(row, name, (list, tuple))  # a row without it would be scored as one that the corpus cannot answer
-        answers = _strings(row, name)
+        answers = strings(row, name)
         return cls(
             id=str(_require(row, "id", (str, int))),
             question=_require(row, "question", str),
             answers=answers,
-            evidence=_strings(row, "evidence"),
-            needs_search=_maybe_bool(row, "needs_search"),
+            evidence=strings(row, "evidence"),
+            needs_search=maybe_bool(row, "needs_search"),
             kind=str(row.get("kind") or ""),
             group=str(row.get("group") or ""),
             extra_info=_object(row, "extra_info"),
@@ -309,7 +311,7 @@ class Conversation:
             messages=tuple(messages),
             tools=tuple(tools),
             question=str(row.get("question") or ""),
-            answers=_strings(row, "answers"),
+            answers=strings(row, "answers"),
             group=str(row.get("group") or ""),
             extra_info=_object(row, "extra_info"),
         )
@@ -375,7 +377,7 @@ class Step:
             Document(d.get("content") or "", d.get("title") or "", str(d.get("id") or "")) for d in row.get("documents") or []
         )
         content, tool = str(row.get("content") or ""), str(row.get("tool") or "")
-        return cls(kind, content, tool, _strings(row, "queries"), documents, str(row.get("error") or ""))
+        return cls(kind, content, tool, strings(row, "queries"), documents, str(row.get("error") or ""))
 
     def to_row(self) -> Row:
         """Return the step with the keys of its type only."""
@@ -404,9 +406,9 @@ class Trace:
         return cls(
             id=str(_require(row, "id", (str, int))),
             question=_require(row, "question", str),
-            answers=_strings(row, "answers"),
+            answers=strings(row, "answers"),
             steps=tuple(Step.from_row(step) for step in _require(row, "steps", list)),
-            correct=_maybe_bool(row, "correct"),
+            correct=maybe_bool(row, "correct"),
             source=str(row.get("source") or ""),
         )
 

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from project.files import Chunk
 
 CHUNK_BYTES = 2_000_000
-ROW_ERRORS = (ValueError, TypeError, AttributeError, KeyError)
+MOST_REASONS = 20
+"""Reasons for rejected rows that are counted each by itself: some hold an id or a value."""
+ROW_ERRORS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 """What a program may raise for a row that it does not take; the message is the reason."""
 
 
@@ -136,15 +138,15 @@ def run(
         InputError: an input is missing, empty, or holds no row that the program takes; an output would be an input, is there
             and was made otherwise, would be empty, or does not fit on the disk.
     """
-    for path in outputs.values():
+    rejects = rejected_path(next(iter(outputs.values())))
+    for path in (*outputs.values(), rejects):
         if any(path.resolve() == given.resolve() for given in inputs):
             raise InputError(f"{path} is the input file and would be the output; give another name")
     for path in inputs:
         kind_of(path)
     planned = plan(name, parameters, inputs)
-    if is_made(planned, list(outputs.values()), force=force):
+    if is_made(planned, list(outputs.values()), force=force) and not (strict and rejects.exists()):
         return None
-    rejects = rejected_path(next(iter(outputs.values())))
     with ExitStack() as stack:
         sinks = {output: stack.enter_context(Sink(path)) for output, path in outputs.items()}
         refused = stack.enter_context(Sink(rejects))
@@ -164,13 +166,14 @@ def run(
 
 def rejected_path(output: Path) -> Path:
     """Return where the rows that were not taken are listed."""
-    return output.with_name(f"{output.name.removesuffix('.gz').rsplit('.', 1)[0]}.rejected.jsonl")
+    return output.with_name(f"{output.name}.rejected.jsonl")
 
 
 def _write(results: Iterator[Result], sinks: Mapping[str, Sink], refused: Sink, *, strict: bool) -> Counter[str]:
     counts: Counter[str] = Counter()
     taken: Counter[Path] = Counter()
     first: dict[Path, str] = {}
+    reasons: set[str] = set()
     seen: dict[str, set[int]] = {output: set() for output in sinks}
     named: dict[str, Counter[int]] = {output: Counter() for output in sinks}
     for result in results:
@@ -182,7 +185,9 @@ def _write(results: Iterator[Result], sinks: Mapping[str, Sink], refused: Sink, 
             first.setdefault(result.file, reason)
             if strict:
                 raise InputError(reason)
-            counts[f"rows rejected: {row['reason']}"] += 1
+            if row["reason"] in reasons or len(reasons) < MOST_REASONS:
+                reasons.add(row["reason"])
+            counts[f"rows rejected: {row['reason'] if row['reason'] in reasons else 'other reasons'}"] += 1
         if result.rejected:
             refused.write(encode(result.rejected, refused.path.name))
         for output, encoded in result.encoded.items():
@@ -206,11 +211,19 @@ def _refuse_empty(sinks: Mapping[str, Sink], counts: Mapping[str, int], *, full:
 
 
 def _make_unique(encoded: Encoded, idents: Iterable[tuple[int, str | None]], named: Counter[int]) -> None:
+    names: dict[int, str] = {}
     for index, ident in idents:
-        if ident is not None:
+        if ident is None:
+            continue
+        name = ident
+        while named[hash(name)]:
             named[hash(ident)] += 1
-            if (count := named[hash(ident)]) > 1:
-                encoded.rename(index, f"{ident}~{count}")
+            name = f"{ident}~{named[hash(ident)]}"
+        named[hash(name)] += 1
+        if name != ident:
+            names[index] = name
+    if names:
+        encoded.rename(names)
 
 
 def _is_first(key: str | None, seen: set[int]) -> bool:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import compress
@@ -118,9 +118,10 @@ class Lines:
         """Return the rows for which the mask is true."""
         return Lines(list(compress(self.lines, mask)))
 
-    def rename(self, index: int, ident: str) -> None:
-        """Give a row another `id`."""
-        self.lines[index] = dumps(json.loads(self.lines[index]) | {"id": ident}).encode() + b"\n"
+    def rename(self, names: Mapping[int, str]) -> None:
+        """Give rows other `id`s."""
+        for index, ident in names.items():
+            self.lines[index] = _line(json.loads(self.lines[index]) | {"id": ident})
 
 
 @dataclass(slots=True)
@@ -143,12 +144,11 @@ class Columns:
         absent = {name: [place[row] for row in rows if row in place] for name, rows in self.absent.items()}
         return Columns(self.table.filter(pa.array(mask)), self.json, absent, self.genuine)
 
-    def rename(self, index: int, ident: str) -> None:
-        """Give a row another `id`."""
+    def rename(self, names: Mapping[int, str]) -> None:
+        """Give rows other `id`s."""
         import pyarrow as pa
 
-        held = self.table["id"].to_pylist()
-        held[index] = ident
+        held = [names.get(index, ident) for index, ident in enumerate(self.table["id"].to_pylist())]
         self.table = self.table.set_column(self.table.schema.get_field_index("id"), "id", pa.array(held, pa.string()))
 
 

@@ -228,3 +228,45 @@ def test_nothing_left_says_why(own):
         made(own, {}, full=True)
     assert made(own, {}) == Counter({"rows read": 1, "seen": 1, "even written": 1})
     assert (own / "odd.jsonl").read_bytes() == b""
+
+
+def test_ids_that_look_like_made_ones_stay_apart(own):
+    for suffix in ("jsonl", "parquet"):
+        write_rows(own / "in.jsonl", [{"id": name} for name in ("a", "a", "a~2", "a")])
+        run("unique", partial(each, unique), [own / "in.jsonl"], {"out": own / f"b.{suffix}"}, {}, force=True)
+        assert [row["id"] for row in rows_of(own / f"b.{suffix}")] == ["a", "a~2", "a~2~2", "a~3"]
+
+
+def test_the_list_of_rejected_rows_may_not_be_an_input(own):
+    write_rows(own / "out.jsonl.rejected.jsonl", [{"n": 1}])
+    with pytest.raises(InputError, match=r"out.jsonl.rejected.jsonl is the input file and would be the output"):
+        run("once", partial(each, once), [own / "out.jsonl.rejected.jsonl"], {"out": own / "out.jsonl"}, {})
+
+
+def test_strict_stops_where_a_run_before_listed(own):
+    write_rows(own / "in.jsonl", [{"n": 0}, {"n": -1}])
+    assert made(own, {})
+    assert made(own, {}) is None
+    with pytest.raises(InputError, match=r"in.jsonl, line 2: field 'n' is negative"):
+        made(own, {}, strict=True)
+
+
+def test_an_input_of_another_name_is_another_input(own):
+    write_rows(own / "in.jsonl", [{"n": 0}])
+    assert made(own, {})
+    (own / "in.jsonl").rename(own / "other.jsonl")
+    with pytest.raises(InputError, match="was made from other inputs"):
+        run("copy", partial(each, copy), [own / "other.jsonl"], outputs(own, "jsonl"), {})
+
+
+def test_reasons_that_differ_by_row_do_not_fill_the_counts(own):
+    def refuse(row, made):
+        if row["n"]:
+            raise ValueError(f"row {row['n']}")
+        made.put("out", row)
+
+    write_rows(own / "in.jsonl", [{"n": n} for n in range(100)])
+    counts = run("refuse", partial(each, refuse), [own / "in.jsonl"], {"out": own / "out.jsonl"}, {})
+    assert len(counts) == 20 + 1 + 2
+    assert counts["rows rejected: other reasons"] == 79
+    assert len(rows_of(rejected_path(own / "out.jsonl"))) == 99

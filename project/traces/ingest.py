@@ -8,12 +8,13 @@ default; what each removed is counted, a trace for the first that removes it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from project.errors import InputError
-from project.records import Trace
+from project.records import Step, Trace
 from project.streams import ROW_ERRORS, Made, Placed, run
 from project.traces.readers import ReaderName, read_trace
 from project.traces.table import as_paths, features, print_counts, trace_digest, uniform
@@ -31,6 +32,8 @@ FILTERS = {
 }
 """Filters by name, each an SQL expression that is true for a trace that stays."""
 NO_DUPLICATES = "no_duplicates"
+_EXAMPLE = Trace("", "a question", (), (Step("answer", "an answer"),))
+"""What filters are tried on before anything is read."""
 
 
 def traces(
@@ -74,18 +77,23 @@ def check_filters(filters: Mapping[str, str]) -> None:
     import polars as pl
     from polars.exceptions import PolarsError
 
-    empty = features([])
+    table = features([_EXAMPLE, replace(_EXAMPLE, correct=True, steps=_EXAMPLE.steps * 3)])
     for name, expression in filters.items():
         try:
-            kind = empty.select(pl.sql_expr(expression)).dtypes[0]
+            found = table.select(pl.sql_expr(expression)).to_series()
+            alone = [table[row].select(pl.sql_expr(expression)).to_series().to_list() for row in range(len(table))]
         except PolarsError as error:
             cause = str(error).partition("\n")[0]
             raise InputError(
                 f"the filter '{name}' cannot be computed ({cause}); give one of {', '.join([*FILTERS, NO_DUPLICATES])}, or "
-                f"an SQL expression over the columns {', '.join(empty.columns)}"
+                f"an SQL expression over the columns {', '.join(table.columns)}"
             ) from error
-        if kind != pl.Boolean:
-            raise InputError(f"the filter '{name}' is {kind}, expected true or false; write a comparison, as in 'turns <= 6'")
+        if found.dtype != pl.Boolean:
+            raise InputError(
+                f"the filter '{name}' is {found.dtype}, expected true or false; write a comparison, as in 'turns <= 6'"
+            )
+        if [[value] for value in found] != alone:
+            raise InputError(f"the filter '{name}' does not look at each trace by itself; leave out avg, max and the like")
 
 
 def ingest(
@@ -95,8 +103,8 @@ def ingest(
     found: list[Trace] = []
     for placed in rows:
         stem = placed.file.name.split(".")[0]
-        row = placed.row
-        named = row | {"id": row.get("id") or f"{stem}-{placed.line}", "source": row.get("source") or stem}
+        own = {name: value for name, value in placed.row.items() if value not in (None, "")}
+        named = {"id": f"{stem}-{placed.line}", "source": stem} | own
         try:
             name, trace = read_trace(named, reader)
             trace = uniform(trace)

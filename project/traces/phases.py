@@ -60,7 +60,7 @@ def phases(
         include_first: also train the first decision (question -> first search) in summary_only.
         keep_wrong: also train traces whose answer is known to be wrong.
         file_format: jsonl, jsonl.gz or parquet.
-        strict: stop at the first row that is neither a trace nor a sample, instead of listing it in multiturn.rejected.jsonl.
+        strict: stop at the first row that is neither a trace nor a sample, instead of listing it.
         force: replace sets that were made otherwise.
     """
     check_max_words(max_words)

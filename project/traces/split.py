@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from project.errors import InputError
 from project.files import read_rows
@@ -48,7 +49,7 @@ def split(
         seed: of the split.
         file_format: jsonl, jsonl.gz or parquet.
         check: write nothing; show that the files' sides share no group, trace, opening, or question with its answer.
-        strict: stop at the first row that is no conversation, instead of listing it in NAME_train.rejected.jsonl.
+        strict: stop at the first row that is no conversation, instead of listing it in TRAIN_FILE.rejected.jsonl.
         force: replace sets that were made otherwise.
     """
     if check:
@@ -65,13 +66,24 @@ def split(
             "something to train on and something to measure with"
         )
     parts = ("train", *(part for part, share in shares.items() if share))
-    for path in as_paths(input_file):
-        name = path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}")
+    named = {path: path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}") for path in as_paths(input_file)}
+    _refuse_others(named, output_dir, {f"{part}.{file_format}" for part in parts})
+    for path, name in named.items():
         outputs = {part: output_dir / f"{name}_{part}.{file_format}" for part in parts}
         program = partial(each, partial(_place, by, seed, shares))
         parameters = shares | {"by": by, "seed": seed}
         counts = run("seeker data split", program, [path], outputs, parameters, strict=strict, force=force, full=True)
         print_counts(f"split {name}", counts)
+
+
+def _refuse_others(named: Mapping[Path, str], folder: Path, written: set[str]) -> None:
+    """Refuse two inputs of one name, and sides of another split that would stand beside the new ones."""
+    for path, name in named.items():
+        if same := next((other for other in named if other != path and named[other] == name), None):
+            raise InputError(f"{path} and {same} would both be split into {name}_train; split them into two folders")
+        held = {f"{part}.{suffix}": folder / f"{name}_{part}.{suffix}" for part in SPLITS for suffix in get_args(FileFormat)}
+        if other := next((file for end, file in held.items() if end not in written and file.exists()), None):
+            raise InputError(f"{other} is there from another split of {name}; delete it, or give another --output_dir")
 
 
 def check_files(paths: Sequence[Path]) -> dict[str, int]:
@@ -105,10 +117,10 @@ def _place(by: str, seed: int, shares: Mapping[str, float], row: Row, made: Made
     position = place(group_of(conversation, by), seed)
     for part, share in shares.items():
         if position < share:
-            made.put(part, conversation.to_row())
+            made.put(part, row)
             return
         position -= share
-    made.put("train", conversation.to_row())
+    made.put("train", row)
 
 
 def group_of(conversation: Conversation, by: str) -> str:
@@ -127,7 +139,7 @@ def group_of(conversation: Conversation, by: str) -> str:
     elif by == "trace":
         found = str(conversation.extra_info.get("trace_id") or conversation.id)
     else:
-        found = str(conversation.extra_info.get(by) or "")
+        found = str(conversation.extra_info.get(by, ""))
     if not found:
         msg = f"field '{by}' of conversation '{conversation.id}' is empty, which it is split by"
         raise ValueError(msg)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from project.records import Row, Step, Trace
+from project.records import Row, Step, Trace, maybe_bool, strings
 from project.streams import Made, each, run
 from project.traces.multiturn import problem
 from project.traces.table import as_paths, parse_trace, print_counts, question_group
@@ -56,14 +56,14 @@ class StepSample:
             str(row["id"]),
             str(row["trace_id"]),
             str(row["question"]),
-            tuple(row.get("answers") or ()),
+            strings(row, "answers"),
             int(row["split_index"]),
             int(row["total_splits"]),
             context,
             target,
             str(row["group"]),
             str(row.get("source") or ""),
-            row.get("correct"),
+            maybe_bool(row, "correct"),
             str(row.get("summary") or ""),
             str(row.get("previous_summary") or ""),
             str(row.get("problem") or ""),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def question_group(question: str) -> str:
     """Return what train and validation must not share: a digest of the normalised question."""
-    return hashlib.sha256((normalise_answer(question) or question).encode()).hexdigest()[:16]
+    return hashlib.sha256((normalise_answer(question) or question).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def as_paths(input_file: list[Path] | Path) -> list[Path]:
@@ -39,6 +39,9 @@ def uniform(trace: Trace) -> Trace:
     trace = tidy(trace)
     if not trace.question:
         msg = "field 'question' is empty"
+        raise ValueError(msg)
+    if any("\ud800" <= char <= "\udfff" for text in (trace.id, trace.question, trace.source, *trace.answers) for char in text):
+        msg = "the id, question, source or an answer holds half a surrogate pair, which is no text"
         raise ValueError(msg)
     if not trace.steps:
         msg = "field 'steps' is empty"
@@ -86,7 +89,8 @@ def step_text(step: Step) -> str:
 def trace_digest(trace: Trace) -> str:
     """Return what two traces with the same question and the same steps share, case and punctuation aside."""
     texts = [f"{step.type} {normalise_answer(step_text(step))}" for step in trace.steps]
-    return hashlib.sha256("\n".join((question_group(trace.question), *texts)).encode()).hexdigest()
+    said = "\n".join((question_group(trace.question), *texts))
+    return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()
 
 
 def _features(trace: Trace) -> Row:

@@ -86,7 +86,7 @@ def test_different_groups_pass(tmp_path):
 
 def test_trap_08_an_opening_is_not_shared_unless_told_so(tmp_path):
     shared = [conversation(0, "a")], [conversation(0, "b")]
-    with pytest.raises(InputError, match="share the opening of 'c0'"):
+    with pytest.raises(InputError, match="share the opening 'question 0'"):
         ready(tmp_path, *shared)
     assert len(ready(tmp_path, *shared, check_split=False).train_dataloader().samples) == 1
 

@@ -1,5 +1,7 @@
 """`seeker data traces` and `tidy`: uniform traces, filters with counts, rows that cannot be read are listed."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from trace_samples import NORMALISED, TWO_HOPS, answer, any_steps, result, search, think, trace
@@ -102,6 +104,9 @@ def test_a_duplicate_of_a_removed_trace_stays(tmp_path):
         ("rightness", "the filter 'rightness' cannot be computed (unable to find column"),
         ("turns +", "the filter 'turns +' cannot be computed"),
         ("turns", "the filter 'turns' is Int64, expected true or false"),
+        ("words > avg(words)", "does not look at each trace by itself"),
+        ("max(turns) > 3", "does not look at each trace by itself"),
+        ("1 = 1", "does not look at each trace by itself"),
     ],
 )
 def test_a_filter_that_is_none(tmp_path, capsys, expression, said):
@@ -137,6 +142,25 @@ def test_ids_stay_apart_and_rows_without_one_are_named_by_file_and_line(tmp_path
     assert main(["data", "traces", "--input_file", f"[{a}, {b}]", "--output_file", str(out)]) == 0
     found = read_records(out, Trace.from_row)
     assert [(t.id, t.source) for t in found] == [("t1", "made_up"), ("t1~2", "made_up"), ("b-2", "b")]
+
+
+def test_half_a_surrogate_pair_is_rejected_where_it_is_no_text_alone(tmp_path):
+    odd = replace(TWO_HOPS, id="odd", steps=(think("\ud83d"), *TWO_HOPS.steps))
+    for suffix in ("jsonl", "parquet"):
+        raw, out = tmp_path / "raw.jsonl", tmp_path / f"out.{suffix}"
+        write_records(raw, [odd, replace(TWO_HOPS, question="q \ud83d?"), TWO_HOPS])
+        args = ["data", "traces", "--input_file", str(raw), "--output_file", str(out)]
+        assert main([*args, "--filters", "[no_duplicates, correct]"]) == 0
+        assert [t.id for t in read_records(out, Trace.from_row)] == ["odd", "t1"]
+        (listed,) = (row for _, row in read_rows(rejected_path(out)))
+        assert "half a surrogate pair" in listed["reason"]
+
+
+def test_an_id_of_zero_is_an_id(tmp_path):
+    write_rows(tmp_path / "raw.jsonl", [TWO_HOPS.to_row() | {"id": 0}, TWO_HOPS.to_row() | {"id": ""}])
+    args = ["--input_file", str(tmp_path / "raw.jsonl"), "--output_file", str(tmp_path / "out.jsonl")]
+    assert main(["data", "traces", *args]) == 0
+    assert [t.id for t in read_records(tmp_path / "out.jsonl", Trace.from_row)] == ["0", "raw-2"]
 
 
 def test_a_file_of_which_nothing_can_be_read_stops(tmp_path, capsys):

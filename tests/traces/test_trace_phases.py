@@ -12,7 +12,7 @@ from trace_samples import TWO_HOPS, answer, result, search, think, trace, traces
 
 from project.cli import main
 from project.dialects import get_dialect
-from project.files import read_records
+from project.files import read_records, read_rows
 from project.manifests import read_manifest
 from project.records import Conversation, Message
 from project.streams import Made
@@ -20,7 +20,7 @@ from project.traces.phases import PHASES, Settings, of_row, previous_turn, summa
 from project.traces.split import group_of, place
 from project.traces.steps import split
 from project.traces.summaries import with_summary
-from project.writing import write_records
+from project.writing import write_records, write_rows
 
 
 def many(n=20):
@@ -207,13 +207,40 @@ def test_what_stays_together(tmp_path, by, parts):
         assert all(found)
 
 
+def test_two_splits_do_not_stand_in_one_folder(tmp_path, capsys):
+    write_records(tmp_path / "t.jsonl", many())
+    args = ("--input_file", tmp_path / "m.jsonl", "--output_dir", tmp_path / "s", "--file_format", "jsonl")
+    assert run("multiturn", "--input_file", tmp_path / "t.jsonl", "--output_file", tmp_path / "m.jsonl") == 0
+    assert run("split", *args, "--validation_share", "0.3", "--test_share", "0.3") == 0
+    assert run("split", *args, "--validation_share", "0.3", "--force", "true") == 2
+    assert "m_test.jsonl is there from another split of m; delete it" in capsys.readouterr().err
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "m.jsonl").write_bytes((tmp_path / "m.jsonl").read_bytes())
+    both = ("--input_file", f"[{tmp_path}/m.jsonl, {tmp_path}/a/m.jsonl]", "--output_dir", tmp_path / "x")
+    assert run("split", *both) == 2
+    assert "would both be split into m_train" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_split_keeps_what_it_does_not_know(tmp_path):
+    said = [{"role": "user", "content": "x", "name": "u"}]
+    rows = [{"id": str(n), "messages": said, "question": f"q {n}", "new": n} for n in range(20)]
+    write_rows(tmp_path / "c.jsonl", rows)
+    args = ("--input_file", tmp_path / "c.jsonl", "--output_dir", tmp_path / "s", "--validation_share", "0.4")
+    assert run("split", *args) == 0
+    found = [row for part in ("train", "validation") for _, row in read_rows(tmp_path / "s" / f"c_{part}.parquet")]
+    assert sorted(found, key=lambda row: row["new"]) == rows
+
+
 def test_check_finds_what_is_shared(tmp_path, capsys):
     """A question in other words of case, a trace, an opening, a question with its answer: each is named."""
     one = Conversation("1", (Message("user", "Question: Who wrote Hamlet?"), Message("assistant", "x")), group="g")
     shared = {
         "the group 'g'": replace(one, id="2", messages=(Message("user", "y"),)),
         "the trace 't'": replace(one, group="h", messages=(Message("user", "y"),), extra_info={"trace_id": "t"}),
-        "the opening of '1'": replace(one, group="h", messages=(Message("user", "question: who wrote hamlet"),)),
+        "the opening 'question who wrote hamlet'": replace(
+            one, group="h", messages=(Message("user", "question: who wrote hamlet"),)
+        ),
         "the answer to 'who wrote hamlet', 'shakespeare'": replace(
             one, group="h", messages=(Message("user", "y"),), question="who wrote the Hamlet", answers=("Shakespeare",)
         ),

@@ -129,6 +129,30 @@ def test_the_three_shapes_of_fireact():
         assert trace.answers == (("shakespeare",) if "gt" in row else ())
 
 
+def test_a_log_without_thoughts():
+    text = "Action 1: Search[a]\nObservation 1: A is b.\nAction 2: Search[b]\nObservation 2: B is c.\nAction 3: Finish[c]"
+    _, trace = read(QUESTION | {"text": text})
+    assert trace.steps == (search("a"), result("A is b."), search("b"), result("B is c."), answer("c"))
+
+
+def test_numbers_may_begin_after_the_first_line():
+    _, trace = read(
+        QUESTION | {"text": "Thought: t\nAction 1: Search[a]\nObservation 1: A.\nThought 2: u\nAction 2: Finish[b]"}
+    )
+    assert trace.steps == (think("t"), search("a"), result("A."), think("u"), answer("b"))
+
+
+def test_a_log_that_lacks_a_step_is_not_read_as_text():
+    with pytest.raises(ValueError, match="the log goes from step 1 to 'Thought 3:'; a step between them is missing"):
+        read(QUESTION | {"text": "Action 1: Search[a]\nObservation 1: A.\nThought 3: u\nAction 3: Finish[c]"})
+
+
+@pytest.mark.parametrize("action", ["search[a] and search[b]", "search[a]\nsearch[b]", "search[a", "search[]"])
+def test_an_action_that_is_not_one_call(action):
+    _, trace = read(QUESTION | {"text": f"Thought: t\nAction: {action}\nObservation: A."})
+    assert trace.steps[1] == Step("other", action)
+
+
 def test_words_that_follow_no_format_stay():
     _, trace = read(QUESTION | {"text": "I begin.\nThought: x\nAction: search[y]"})
     assert trace.steps == (Step("other", "I begin."), think("x"), search("y"))

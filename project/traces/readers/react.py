@@ -64,11 +64,15 @@ def _steps(text: str) -> list[Step]:
 
 
 def _is_next(last: re.Match[str] | None, line: re.Match[str]) -> bool:
-    """Return whether a line of a numbered log is of the step at hand, or begins the next; without numbers all lines count."""
+    """Return whether a line is of the step at hand, or begins the next; once lines are numbered, those without are text."""
     if last is None or last["number"] is None:
-        return last is None or line["number"] is None
-    number = int(line["number"] or 0)
-    return number == int(last["number"]) + (line["what"] == "Thought")
+        return True
+    number, before = int(line["number"] or 0), int(last["number"])
+    begins = line["what"] == "Thought" or (line["what"] == "Action" and last["what"] == "Observation")
+    if number > before + begins:
+        msg = f"the log goes from step {before} to '{line[0].strip()}'; a step between them is missing"
+        raise ValueError(msg)
+    return number == before or number == before + 1
 
 
 def _step(what: str, body: str) -> Step:
@@ -79,10 +83,20 @@ def _step(what: str, body: str) -> Step:
 
 def _action(body: str) -> Step:
     call = _ACTION.fullmatch(body)
-    if call and (argument := call["argument"].strip()):
+    if call and (argument := call["argument"].strip()) and _balanced(argument):
         name = call["name"].lower()
         if name in _TOOLS:
             return Step("search", tool=name, queries=(argument,))
         if name == "finish":
             return Step("answer", argument)
     return Step("other", body)
+
+
+def _balanced(argument: str) -> bool:
+    """Return whether no bracket closes that was not opened: `a] and search[b` is two calls."""
+    depth = 0
+    for char in argument:
+        depth += (char == "[") - (char == "]")
+        if depth < 0:
+            return False
+    return True
