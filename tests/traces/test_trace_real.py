@@ -61,9 +61,8 @@ def test_the_published_files_give_the_same_traces(found, shared_data, tmp_path):
             assert (ours.question, ours.correct) == (theirs.question, theirs.correct)
             assert ours.answers == theirs.answers or not theirs.answers
             different += ours.steps != theirs.steps
-    assert (
-        different == 20
-    )  # that program took `Search[a], Search[b]` for one query in 19, and wrote a tool's name in small letters
+    # That program took `Search[a], Search[b]` for one query in 19, and wrote a tool's name in small letters in one.
+    assert different == 20
 
 
 def test_trap_16_no_verdict_is_in_any_step(found):
