@@ -39,7 +39,7 @@ FILES = {
     "no_question.jsonl": '{"id": "q1", "answers": ["Oslo"]}',
     "questions.jsonl": json.dumps(QUESTION),
     "c1.jsonl": json.dumps(CONVERSATION),
-    "c2.jsonl": json.dumps(CONVERSATION | {"id": "c2"}),
+    "c2.jsonl": json.dumps({"id": "c2", "messages": [{"role": "user", "content": "Bye"}, *CONVERSATION["messages"][1:]]}),
     "no_content.jsonl": json.dumps(CONVERSATION | {"messages": [{"role": "user"}]}),
     "bad_role.jsonl": json.dumps(CONVERSATION | {"messages": [{"role": "robot", "content": ""}]}),
     "key.yaml": "model: {class_path: SFT, init_args: {learning_rat: 1.0}}\n",
