@@ -63,7 +63,6 @@ def plain(verb: str, folder: Path) -> None:
     """Do a program's work in a loop."""
     from functools import partial
 
-    from project.dialects import get_dialect
     from project.streams import Made, Placed, each
     from project.traces import ingest, phases, split, steps, summaries
 
@@ -77,7 +76,6 @@ def plain(verb: str, folder: Path) -> None:
             partial(each, partial(split._place, "question", 0, {"validation": 0.1, "test": 0.0})),
         ),
     }
-    get_dialect("tags")
     name, program = programs[verb]
     source = folder / f"{name}.jsonl"
     (folder / "plain").mkdir(exist_ok=True)
