@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from project.tracking.store import CHANGED_PARAM, LONG_PARAM, artifact_location, find_run, quiet, tracking_uri
+from project.tracking.store import CHANGED_PARAM, LONG_PARAM, artifact_location, find_run, opening_store, quiet, tracking_uri
 
 MAX_PARAM = 6000
 """Characters that MLflow stores of a parameter."""
@@ -41,13 +41,14 @@ class SeekerLogger(MLFlowLogger):
         resume_run_id: str | None = None,
     ) -> None:
         quiet()
-        super().__init__(
-            experiment_name=experiment_name,
-            run_name=run_name,
-            tracking_uri=tracking_uri(),
-            artifact_location=artifact_location(),
-            run_id=resume_run_id,
-        )
+        with opening_store():
+            super().__init__(
+                experiment_name=experiment_name,
+                run_name=run_name,
+                tracking_uri=tracking_uri(),
+                artifact_location=artifact_location(),
+                run_id=resume_run_id,
+            )
         self.parent_run = parent_run
         self._announced = False
         self._config_logged = False
@@ -74,7 +75,8 @@ class SeekerLogger(MLFlowLogger):
         if self._announced:
             return
         self._announced = True
-        client, run_id = self.experiment, str(self.run_id)
+        with opening_store():  # the experiment is made now, unless it is there
+            client, run_id = self.experiment, str(self.run_id)
         client.update_run(run_id, status="RUNNING")
         if self.parent_run:
             self.set_parent(find_run(self.parent_run).info.run_id)

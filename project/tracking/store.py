@@ -8,11 +8,14 @@ appends, so after a resume a step can hold two values, and the last one written 
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import logging
 import os
 import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +84,23 @@ def client() -> MlflowClient:
     quiet()
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient(tracking_uri())
+    with opening_store():
+        return MlflowClient(tracking_uri())
+
+
+@contextmanager
+def opening_store() -> Iterator[None]:
+    """Let one process at a time open a SQLite store: MLflow makes its tables and experiments then, and two at once fail."""
+    uri = tracking_uri()
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    folder = os.open(Path(uri.removeprefix(SQLITE)).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def quiet() -> None:

@@ -1,10 +1,13 @@
 """The store: where it is, how a run is found, and which of two values at one step counts."""
 
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
 from project.errors import TrackingError
+from project.tracking.logger import SeekerLogger
 from project.tracking.store import artifact_location, client, find_run, metric_curve, project_root, runs_folder, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,3 +50,26 @@ def test_last_value_per_step_counts() -> None:
     for step, value, time in ((1, 5.0, 10), (2, 4.0, 20), (2, 3.0, 30), (3, 2.0, 40)):
         store.log_metric(run_id, "loss", value, timestamp=time, step=step)
     assert metric_curve(run_id, "loss") == {1: 5.0, 2: 3.0, 3: 2.0}
+
+
+def start_run(logger_first: bool, together: Barrier) -> None:
+    """Start a run as a training does, one part of it at the same moment as the other process."""
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - slow
+
+    logger = SeekerLogger() if logger_first else None
+    together.wait(60)
+    (logger or SeekerLogger()).start()
+
+
+@pytest.mark.parametrize("logger_first", [True, False])
+def test_two_runs_can_make_the_store_at_once(tmp_path: Path, logger_first: bool) -> None:
+    (tmp_path / "mlflow.db").unlink()
+    context = get_context("spawn")
+    together = context.Barrier(2)
+    processes = [context.Process(target=start_run, args=(logger_first, together)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(client().search_runs([experiment.experiment_id for experiment in client().search_experiments()])) == 2
