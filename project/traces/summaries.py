@@ -91,17 +91,19 @@ def _summarise_row(max_words: int, row: Row, made: Made) -> None:
 def with_summary(sample: StepSample, max_words: int = MAX_WORDS) -> StepSample:
     """Return the sample with the summary of its context, and of the context before; without a result there is none."""
     before = _before_last_result(sample.context)
-    summary, previous = (_summary(sample.question, context, max_words) for context in (sample.context, before))
+    previous, summary = (_summary(sample.question, context, max_words) for context in (before, sample.context))
     return replace(sample, summary=summary, previous_summary=previous)
 
 
-def _before_last_result(context: Sequence[Step]) -> Sequence[Step]:
+def _before_last_result(context: tuple[Step, ...]) -> tuple[Step, ...]:
     """Return a context up to the result before its last one."""
     ends = [number for number, step in enumerate(context, 1) if step.type == "search_result"]
     return context[: ends[-2]] if len(ends) > 1 else ()
 
 
-def _summary(question: str, context: Sequence[Step], max_words: int) -> str:
+@lru_cache(maxsize=16)
+def _summary(question: str, context: tuple[Step, ...], max_words: int) -> str:
+    """Return the summary of a context; that of one sample is the previous one of the next, which mostly comes right after."""
     return summarise(question, context, max_words).text if context else ""
 
 

@@ -85,7 +85,8 @@ def plain(verb: str, folder: Path) -> None:
             made = Made()
             assert not list(program([Placed(source, number, json.loads(line))], made))
             for output, rows in made.rows.items():
-                files.setdefault(output, (folder / "plain" / f"{verb}-{output}.jsonl").open("w"))
+                if output not in files:
+                    files[output] = (folder / "plain" / f"{verb}-{output}.jsonl").open("w")
                 files[output].writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for file in files.values():
         file.close()
