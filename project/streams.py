@@ -44,18 +44,18 @@ class Made:
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     """By output."""
-    keys: dict[str, list[str | None]] = field(default_factory=dict)
+    keys: dict[str, list[tuple[str | bytes, ...]]] = field(default_factory=dict)
     ids: dict[str, list[str | None]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     rejected: list[Row] = field(default_factory=list)
 
-    def put(self, output: str, row: Row, *, once: str | None = None, unique: bool = False) -> None:
+    def put(self, output: str, row: Row, *, once: tuple[str | bytes, ...] = (), unique: bool = False) -> None:
         """Add a row to an output.
 
         Args:
             output: the output's name.
             row: a JSON object.
-            once: of all rows with the same value the first is written.
+            once: keys; a row that shares one with a row before, which was written, is left out.
             unique: where the row's `id` was written before, it gets `~2`, `~3`, ….
         """
         self.rows.setdefault(output, []).append(row)
@@ -99,7 +99,7 @@ class Result:
 
     file: Path
     encoded: dict[str, Encoded]
-    keys: dict[str, list[str | None]]
+    keys: dict[str, list[tuple[str | bytes, ...]]]
     ids: dict[str, list[str | None]]
     counts: Counter[str]
     rejected: list[Row]
@@ -191,7 +191,7 @@ def _write(results: Iterator[Result], sinks: Mapping[str, Sink], refused: Sink, 
         if result.rejected:
             refused.write(encode(result.rejected, refused.path.name))
         for output, encoded in result.encoded.items():
-            fresh = [_is_first(key, seen[output]) for key in result.keys[output]]
+            fresh = [_is_first(keys, seen[output]) for keys in result.keys[output]]
             _make_unique(encoded, compress(enumerate(result.ids[output]), fresh), named[output])
             counts[f"duplicates left out of {output}"] += fresh.count(False)
             sinks[output].write(encoded if all(fresh) else encoded.only(fresh))
@@ -226,13 +226,13 @@ def _make_unique(encoded: Encoded, idents: Iterable[tuple[int, str | None]], nam
         encoded.rename(names)
 
 
-def _is_first(key: str | None, seen: set[int]) -> bool:
-    """Note a key and return whether it is new; 64 bits of it stand for it."""
-    if key is None:
-        return True
-    before = len(seen)
-    seen.add(hash(key))
-    return len(seen) > before
+def _is_first(keys: tuple[str | bytes, ...], seen: set[int]) -> bool:
+    """Return whether all keys are new, and note them if so; 64 bits of each stand for it."""
+    found = {hash(key) for key in keys}
+    if not found.isdisjoint(seen):
+        return False
+    seen |= found
+    return True
 
 
 def _check_disk(sink: Sink, share: float) -> None:

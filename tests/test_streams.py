@@ -29,7 +29,7 @@ def copy(row, made):
 
 
 def once(row, made):
-    made.put("out", row, once=str(row["n"]))
+    made.put("out", row, once=(str(row["n"]),))
 
 
 def unique(row, made):

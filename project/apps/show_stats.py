@@ -21,8 +21,9 @@ from project.errors import InputError
 from project.records import Conversation, SpanKind, Trace
 from project.rendering import Renderer
 from project.streams import ROW_ERRORS
+from project.traces.features import features
 from project.traces.steps import StepSample
-from project.traces.table import features, uniform
+from project.traces.table import uniform
 
 if TYPE_CHECKING:
     import polars as pl

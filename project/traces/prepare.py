@@ -18,6 +18,8 @@ def prepare(
     test_share: float = 0.0,
     dialect: DialectName = "tags",
     filters: list[str] | None = None,
+    tokenizer: str | None = None,
+    near_duplicates: float | None = None,
     max_words: int = MAX_WORDS,
     seed: int = 0,
     strict: bool = False,
@@ -32,15 +34,17 @@ def prepare(
         test_share: the share of the questions that are for the test, from 0 to 1.
         dialect: how the agent's turns are written; tags or tools.
         filters: which traces stay; see seeker data traces --help.
+        tokenizer: what counts tokens in the filters; see seeker data traces --help.
+        near_duplicates: how like each other questions go to one side, from 0 to 1; see seeker data split --help.
         max_words: at most so many words of thoughts and results in a summary.
         seed: of the split.
         strict: stop at the first row that cannot be read, instead of listing it.
         force: replace files that were made otherwise.
     """
     table, sets = output_dir / "traces.parquet", output_dir / "sets"
-    traces(input_file, table, filters=filters, strict=strict, force=force)
+    traces(input_file, table, filters=filters, tokenizer=tokenizer, strict=strict, force=force)
     phases(table, output_dir / "phases", dialect, max_words, file_format="parquet", strict=strict, force=force)
     made = [output_dir / "phases" / f"{phase}.parquet" for phase in PHASES]
-    split(made, sets, validation_share, test_share, seed=seed, strict=strict, force=force)
+    split(made, sets, validation_share, test_share, seed=seed, near_duplicates=near_duplicates, strict=strict, force=force)
     parts = [part for part in SPLITS if part == "train" or {"validation": validation_share, "test": test_share}[part]]
     check_files([sets / f"{phase}_{part}.parquet" for phase in PHASES for part in parts])

@@ -1,7 +1,8 @@
 """`seeker data split`: conversations -> train, validation and test, by group (DESIGN §8.8).
 
 A group's place is the hash of its name and the seed, so that adding rows moves nobody, and the sets of several phases split
-alike. With `check` nothing is split: any files of questions or conversations are shown to share nothing (`overlap.py`).
+alike; only questions that go together as near duplicates can move, with what joins them. With `check` nothing is split: any
+files of questions or conversations are shown to share nothing (`overlap.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import get_args
 
 from project.errors import InputError
-from project.files import read_rows
+from project.files import read_chunks, read_rows
 from project.overlap import marks, refuse_overlap
 from project.records import Conversation, Question, Row
-from project.streams import ROW_ERRORS, Made, each, run
+from project.streams import CHUNK_BYTES, ROW_ERRORS, Made, each, run
+from project.traces.near_duplicates import groups_of
 from project.traces.phases import FileFormat
 from project.traces.table import as_paths, print_counts, question_group
 from project.writing import suffix_of
@@ -31,6 +33,7 @@ def split(
     validation_share: float = 0.1,
     test_share: float = 0.0,
     by: str = "question",
+    near_duplicates: float | None = None,
     seed: int = 0,
     file_format: FileFormat = "parquet",
     check: bool = False,
@@ -46,6 +49,8 @@ def split(
         validation_share: the share of the groups that are for validation, from 0 to 1.
         test_share: the share of the groups that are for the test, from 0 to 1.
         by: what stays together: question (its words), group (the column), trace, or a name in extra_info.
+        near_duplicates: questions of which at least so much is alike (the Jaccard index of their character 5-grams, over 0 and
+            under 1) also stay together; give all the files of one training at once then. None by default.
         seed: of the split.
         file_format: jsonl, jsonl.gz or parquet.
         check: write nothing; show that the files' sides share no group, trace, opening, or question with its answer.
@@ -68,10 +73,13 @@ def split(
     parts = ("train", *(part for part, share in shares.items() if share))
     named = {path: path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}") for path in as_paths(input_file)}
     _refuse_others(named, output_dir, {f"{part}.{file_format}" for part in parts})
+    joined = _joined(list(named), by, near_duplicates) if near_duplicates is not None else {}
     for path, name in named.items():
         outputs = {part: output_dir / f"{name}_{part}.{file_format}" for part in parts}
-        program = partial(each, partial(_place, by, seed, shares))
+        program = partial(each, partial(_place, by, seed, shares, joined))
         parameters = shares | {"by": by, "seed": seed}
+        if near_duplicates is not None:
+            parameters |= {"near_duplicates": near_duplicates, "joined": _digest(joined)}
         counts = run("seeker data split", program, [path], outputs, parameters, strict=strict, force=force, full=True)
         print_counts(f"split {name}", counts)
 
@@ -112,9 +120,34 @@ def check_files(paths: Sequence[Path]) -> dict[str, int]:
     return dict(rows)
 
 
-def _place(by: str, seed: int, shares: Mapping[str, float], row: Row, made: Made) -> None:
+def _joined(paths: Sequence[Path], by: str, near_duplicates: float) -> dict[str, str]:
+    """Return, for the groups of questions that are like others', the group that they go with."""
+    if by != "question" or not 0.0 < near_duplicates < 1.0:
+        raise InputError(
+            f"--near_duplicates is {near_duplicates} and --by {by}; give a share over 0 and under 1, and --by question"
+        )
+    questions: dict[str, str] = {}
+    for chunk in read_chunks(paths, CHUNK_BYTES):
+        for _, row, _ in chunk.rows():
+            if isinstance(row, dict) and (question := str(row.get("question") or "")):
+                questions.setdefault(question_group(question), question)
+    joined = groups_of(questions, near_duplicates)
+    print_counts(
+        "near duplicates",
+        {"questions": len(questions), "like another": len(joined), "groups of these": len(set(joined.values()))},
+    )
+    return joined
+
+
+def _digest(joined: Mapping[str, str]) -> str:
+    return hashlib.sha256(repr(sorted(joined.items())).encode()).hexdigest()[:16]
+
+
+def _place(by: str, seed: int, shares: Mapping[str, float], joined: Mapping[str, str], row: Row, made: Made) -> None:
     conversation = Conversation.from_row(row)
-    position = place(group_of(conversation, by), seed)
+    group = group_of(conversation, by)
+    position = place(joined.get(group, group), seed)
+    made.counts["with a question like another"] += group in joined
     for part, share in shares.items():
         if position < share:
             made.put(part, row)

@@ -1,19 +1,15 @@
-"""What the trace verbs share: rows as traces, the groups of the split, the table of features, counts for people."""
+"""What the trace verbs share: rows as traces, the groups of the split, counts for people."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from project.answers import normalise_answer
 from project.errors import InputError
 from project.records import Row, Step, Trace
 from project.traces.tidy import tidy
-
-if TYPE_CHECKING:
-    import polars as pl
 
 
 def question_group(question: str) -> str:
@@ -49,38 +45,6 @@ def uniform(trace: Trace) -> Trace:
     return trace
 
 
-def features(traces: Sequence[Trace]) -> pl.DataFrame:
-    """Return one row a trace: the columns that filters name.
-
-    | column | |
-    |---|---|
-    | `source`, `group` | where it comes from; the digest of its normalised question |
-    | `correct` | whether the answer is known to be right; null is not known |
-    | `answered` | it ends with an answer |
-    | `answer_found` | some right answer stands in some result, both normalised |
-    | `searches`, `results`, `errors`, `malformed` | steps; `errors` are results that say that the tool failed |
-    | `turns` | searches, answers and malformed steps |
-    | `words`, `chars` | of the question and all steps |
-    """
-    import polars as pl
-
-    schema = {
-        "source": pl.String,
-        "correct": pl.Boolean,
-        "answered": pl.Boolean,
-        "answer_found": pl.Boolean,
-        "turns": pl.Int64,
-        "searches": pl.Int64,
-        "results": pl.Int64,
-        "errors": pl.Int64,
-        "malformed": pl.Int64,
-        "words": pl.Int64,
-        "chars": pl.Int64,
-        "group": pl.String,
-    }
-    return pl.DataFrame([_features(trace) for trace in traces], schema=schema)
-
-
 def step_text(step: Step) -> str:
     """Return all that a step says."""
     return " ".join((step.content, step.error, *step.queries, *(f"{d.title} {d.content}" for d in step.documents)))
@@ -91,26 +55,6 @@ def trace_digest(trace: Trace) -> str:
     texts = [f"{step.type} {normalise_answer(step_text(step))}" for step in trace.steps]
     said = "\n".join((question_group(trace.question), *texts))
     return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()
-
-
-def _features(trace: Trace) -> Row:
-    texts = [trace.question, *(step_text(step) for step in trace.steps)]
-    found = normalise_answer("\n".join(step_text(step) for step in trace.steps if step.type == "search_result"))
-    answers = [normalise_answer(answer) for answer in trace.answers]
-    return {
-        "source": trace.source,
-        "correct": trace.correct,
-        "answered": trace.steps[-1].type == "answer",
-        "answer_found": any(f" {answer} " in f" {found} " for answer in answers if answer),
-        "turns": sum(step.type in ("search", "answer", "other") for step in trace.steps),
-        "searches": sum(step.type == "search" for step in trace.steps),
-        "results": sum(step.type == "search_result" for step in trace.steps),
-        "errors": sum(bool(step.error) for step in trace.steps),
-        "malformed": sum(step.type == "other" for step in trace.steps),
-        "words": sum(len(text.split()) for text in texts),
-        "chars": sum(map(len, texts)),
-        "group": question_group(trace.question),
-    }
 
 
 def print_counts(title: str, counts: Mapping[str, int] | None) -> None:

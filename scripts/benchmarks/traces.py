@@ -65,15 +65,16 @@ def plain(verb: str, folder: Path) -> None:
 
     from project.streams import Made, Placed, each
     from project.traces import ingest, phases, split, steps, summaries
+    from project.traces.filters import Filters
 
     programs: dict[str, tuple[str, Any]] = {
-        "traces": ("raw", partial(ingest.ingest, "auto", {}, False)),
+        "traces": ("raw", partial(ingest.ingest, "auto", Filters())),
         "steps": ("traces", partial(each, partial(steps._split_row, True))),
         "summaries": ("steps", partial(each, partial(summaries._summarise_row, summaries.MAX_WORDS))),
         "phases": ("summaries", partial(each, partial(phases.of_row, phases.Settings()))),
         "split": (
             "phases/summary_prefix",
-            partial(each, partial(split._place, "question", 0, {"validation": 0.1, "test": 0.0})),
+            partial(each, partial(split._place, "question", 0, {"validation": 0.1, "test": 0.0}, {})),
         ),
     }
     name, program = programs[verb]

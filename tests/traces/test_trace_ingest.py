@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from trace_samples import NORMALISED, TWO_HOPS, answer, any_steps, result, search, think, trace
 
 from project.cli import main
@@ -11,6 +14,7 @@ from project.files import read_records, read_rows
 from project.manifests import read_manifest
 from project.records import Document, Step, Trace
 from project.streams import rejected_path
+from project.traces.features import COSTLY, features
 from project.traces.tidy import tidy
 from project.writing import write_records, write_rows
 
@@ -40,11 +44,12 @@ def test_nothing_can_speak_as_the_agent():
     assert tidied.steps == (think("a"), search("q"), Step("search_result", documents=(Document("no", "T"),)), answer("x"))
 
 
-def ingested(tmp_path, rows, *filters):
+def ingested(tmp_path, rows, *filters, tokenizer=None):
     """Return the ids of the traces that stay, and the counts of the manifest."""
     write_records(tmp_path / "raw.jsonl", rows)
     out = tmp_path / "traces.jsonl"
     args = ["data", "traces", "--input_file", str(tmp_path / "raw.jsonl"), "--output_file", str(out), "--force", "true"]
+    args += [f"--tokenizer={tokenizer}"] if tokenizer else []
     assert main([*args, *(f"--filters+={name}" for name in filters)]) == 0
     return [t.id for t in read_records(out, Trace.from_row)], read_manifest(out)["counts"]
 
@@ -183,3 +188,44 @@ def test_every_suffix_gives_the_same_traces(tmp_path, suffix):
     out = tmp_path / f"out.{suffix}"
     assert main(["data", "traces", "--input_file", str(tmp_path / "in.jsonl"), "--output_file", str(out)]) == 0
     assert read_records(out, Trace.from_row) == rows
+
+
+@pytest.fixture
+def by_the_word(tmp_path):
+    """A folder whose tokenizer has a token a word."""
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    (tmp_path / "model").mkdir()
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    return tmp_path / "model"
+
+
+def test_a_budget_of_tokens_and_a_language(tmp_path, by_the_word, capsys):
+    short = trace(search("two words"), result("three more words"), answer("x"), question="What is it?", ident="short")
+    long = trace(search("two words"), result("word " * 40), answer("x"), question="What is it?", ident="long")
+    german = trace(
+        think("Ich muss zuerst das Land finden, dann die Währung."),
+        search("Hauptstadt Ulaanbaatar Land"),
+        result("Ulaanbaatar is the capital of Mongolia."),
+        answer("der Tögrög"),
+        question="Welche Währung hat die Mongolei?",
+        ident="german",
+    )
+    table = features([short, long, german], COSTLY, str(by_the_word))
+    assert table["tokens"].to_list() == [9, 46, 25]
+    assert table["words"].to_list() == [9, 46, 25]
+    assert table["language"].to_list() == ["en", "en", "de"]
+    left, counts = ingested(tmp_path, [short, long, german], "tokens < 40", "language = 'en'", tokenizer=by_the_word)
+    assert left == ["short"]
+    assert {name: n for name, n in counts.items() if "removed" in name} == {
+        "removed by tokens < 40": 1,
+        "removed by language = 'en'": 1,
+    }
+    assert read_manifest(tmp_path / "traces.jsonl")["parameters"]["tokenizer"] == str(by_the_word)
+
+
+def test_a_tokenizer_that_is_not_there(tmp_path, capsys):
+    write_records(tmp_path / "raw.jsonl", [TWO_HOPS])
+    command = ["data", "traces", "--input_file", str(tmp_path / "raw.jsonl"), "--output_file", str(tmp_path / "out.jsonl")]
+    assert main([*command, "--filters", "[tokens < 10]", "--tokenizer", str(tmp_path)]) == 2
+    assert f"--tokenizer '{tmp_path}' gives no tokenizer.json" in capsys.readouterr().err
