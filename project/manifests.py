@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from project import __version__
 from project.errors import InputError
 from project.files import file_digest
 from project.records import Row
-from project.writing import write_text
+from project.writing import Sink, write_text
 
 SUFFIX = ".manifest.json"
 
@@ -95,11 +96,34 @@ def _names(told: Row) -> list[tuple[str, str]]:
     return [(Path(one["file"]).name, one["digest"]) for one in told["inputs"]]
 
 
-def write_manifest(planned: Row, outputs: Mapping[Path, Row], counts: Mapping[str, int]) -> None:
-    """Write the manifest beside each output; `outputs` holds `{"rows", "digest"}` of each."""
-    told = planned | {"outputs": {path.name: held for path, held in outputs.items()}, "counts": dict(counts)}
-    for path in outputs:
-        write_text(manifest_path(path), json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+def write_outputs(
+    planned: Row, outputs: Mapping[Path, Iterable[Row]], counts: Mapping[str, int] | None = None, *, force: bool = False
+) -> bool:
+    """Write rows that fit into memory with their manifests, all files or none; False where they are there, made so.
+
+    Raises:
+        InputError: one is there that was made otherwise, or changed since, and `force` is False.
+    """
+    if is_made(planned, list(outputs), force=force):
+        return False
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(Sink(path)) for path in outputs]
+        for sink, rows in zip(sinks, outputs.values(), strict=True):
+            sink.extend(rows)
+            sink.keep()
+        write_manifest(planned, sinks, counts or {})
+    return True
+
+
+def write_manifest(planned: Row, sinks: Sequence[Sink], counts: Mapping[str, int]) -> None:
+    """Write the manifest beside each output that is kept, before the output itself appears.
+
+    A kill in between leaves manifests without files, which the next run does not mind, and no file that it would refuse.
+    """
+    held = {sink.path.name: {"rows": sink.rows, "digest": sink.digest} for sink in sinks}
+    told = planned | {"outputs": held, "counts": dict(counts)}
+    for sink in sinks:
+        write_text(manifest_path(sink.path), json.dumps(told, ensure_ascii=False, indent=1) + "\n")
 
 
 @cache

@@ -157,10 +157,9 @@ def run(
             sink.keep()
         if refused.rows:
             refused.keep()
+        write_manifest(planned, list(sinks.values()), counts)
     if not refused.rows:
         rejects.unlink(missing_ok=True)
-    held = {path: {"rows": sinks[output].rows, "digest": sinks[output].digest} for output, path in outputs.items()}
-    write_manifest(planned, held, counts)
     return counts
 
 

@@ -89,16 +89,7 @@ def write_text(path: Path | str, text: str) -> None:
 def write_rows(path: Path | str, rows: Iterable[Row]) -> int:
     """Write objects to `.jsonl[.gz]` or `.parquet` (by suffix) and return how many."""
     with Sink(Path(path)) as sink:
-        piece: list[Row] = []
-        size = 0
-        for row in rows:
-            piece.append(row)
-            size += len(str(row))
-            if size >= ROW_GROUP_BYTES:
-                sink.write(encode(piece, sink.path.name))
-                piece, size = [], 0
-        if piece:
-            sink.write(encode(piece, sink.path.name))
+        sink.extend(rows)
         sink.keep()
     return sink.rows
 
@@ -269,6 +260,19 @@ class Sink:
         elif len(encoded.table):
             self._write_columns(encoded)
             self.rows += len(encoded.table)
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Encode rows and write them, in pieces."""
+        piece: list[Row] = []
+        size = 0
+        for row in rows:
+            piece.append(row)
+            size += len(str(row))
+            if size >= ROW_GROUP_BYTES:
+                self.write(encode(piece, self.path.name))
+                piece, size = [], 0
+        if piece:
+            self.write(encode(piece, self.path.name))
 
     def keep(self) -> None:
         """Complete the file, so that it appears."""

@@ -63,7 +63,7 @@ measure() {
   stage "test-$name" "$seeker" test --config $configs/test.yaml --trainer.logger.run_name "quickstart-test-$name" "$@"
 }
 
-stage facts "$seeker" data facts --seed "$seed" --output_dir data/quickstart/facts
+stage facts "$seeker" data facts --seed "$seed" --output_dir data/quickstart/facts --force true
 stage index "$seeker" index build --passages data/quickstart/facts/passages.jsonl --output_dir data/quickstart/index
 new_sft=$([[ -f $state/sft.done ]] && echo 0 || echo 1)
 stage sft "$seeker" fit --config $configs/sft.yaml --trainer.default_root_dir $runs/quickstart-sft --seed_everything "$seed" --data.seed "$seed" $(resume quickstart-sft)

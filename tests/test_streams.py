@@ -17,7 +17,7 @@ from project.errors import InputError
 from project.files import read_rows
 from project.manifests import manifest_path, read_manifest
 from project.streams import each, rejected_path, run
-from project.writing import write_rows
+from project.writing import Sink, write_rows
 
 
 def copy(row, made):
@@ -199,6 +199,31 @@ def test_what_is_there_is_not_made_again_and_not_lost(own):
     for path in outputs(own, "jsonl").values():
         path.unlink()
     assert made(own, {"a": 2})["even written"] == 2
+
+
+def killed():
+    raise KeyboardInterrupt
+
+
+def test_a_kill_before_the_files_appear_leaves_nothing_that_is_refused(own, monkeypatch):
+    """All manifests are there by then, and no file but the first: as `kill -9` between two renamings leaves it."""
+    source, paths = own / "in.jsonl", {name: own / f"{name}.jsonl" for name in ("out", "more")}
+    write_rows(source, [{"id": "a", "n": 1}])
+
+    def two(row, made):
+        made.put("out", row)
+        made.put("more", row)
+
+    program = partial(each, two)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Sink, "__exit__", lambda sink, *_: sink._partial.replace(sink.path) if sink.path == paths["more"] else killed()
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run("seeker data test", program, [source], paths, {})
+    assert [path.exists() for path in paths.values()] == [False, True]
+    assert run("seeker data test", program, [source], paths, {})["out written"] == 1
+    assert run("seeker data test", program, [source], paths, {}) is None
 
 
 def test_a_manifest_holds_where_everything_comes_from(own):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from project.answers import normalise_answer
 from project.corpus.fields import need, need_text, need_texts
 from project.errors import InputError
 from project.files import file_digest, read_records, read_rows
+from project.manifests import plan, write_outputs
 from project.records import Passage, Question, Row
-from project.writing import write_records, write_rows, write_text
+from project.writing import write_text
 
 SPLITS = ("train", "validation", "test")
 TRACE_SOURCES = ("fireact_gpt4_hotpotqa", "fireact_eval_", "reflexion_react_", "r1searcher_hotpotqa_")
@@ -65,6 +66,7 @@ def hotpotqa(
     test_questions: int = 200,
     validation_questions: int = 100,
     seed: int = 0,
+    force: bool = False,
 ) -> None:
     """Turn HotpotQA's contexts into passages and questions, and other agents' correct traces into a training set.
 
@@ -76,17 +78,20 @@ def hotpotqa(
         test_questions: how many questions to keep back for the test; drawn before anything else.
         validation_questions: how many to keep back for validation.
         seed: which questions are kept back.
+        force: replace files that were made otherwise.
     """
     items = _read(input_file)
     split_of = split_questions([item.question for item in items], test_questions, validation_questions, seed)
     rows, counts = select_traces(traces, split_of) if traces else ([], None)
     passages = list({passage.id: passage for item in items for passage in item.passages}.values())
     splits = {name: [item.question for item in items if split_of[item.question.group] == name] for name in SPLITS}
-    write_records(output_dir / "passages.jsonl", passages)
-    for name, questions in splits.items():
-        write_records(output_dir / f"questions_{name}.jsonl", questions)
+    outputs = {output_dir / "passages.jsonl": [passage.to_row() for passage in passages]}
+    outputs |= {output_dir / f"questions_{name}.jsonl": [q.to_row() for q in questions] for name, questions in splits.items()}
     if counts:
-        write_rows(output_dir / "traces_train.jsonl", rows)
+        outputs[output_dir / "traces_train.jsonl"] = rows
+    parameters = {"test_questions": test_questions, "validation_questions": validation_questions, "seed": seed}
+    planned = plan("seeker data hotpotqa", parameters, [path for path in (input_file, traces) if path])
+    write_outputs(planned, outputs, asdict(counts) if counts else {}, force=force)
     sizes = {"passages": len(passages)} | {f"questions, {name}": len(questions) for name, questions in splits.items()}
     report = [(what, str(count)) for what, count in sizes.items()] + _trace_report(counts)
     write_text(output_dir / "README.md", _card(input_file, traces, seed, report))

@@ -23,8 +23,9 @@ from project.corpus.index import STOP_WORDS
 from project.dialects import ANSWER_TOKEN, SEARCH_TOKEN, Action, clean, get_dialect
 from project.errors import InputError
 from project.files import file_digest, read_rows
+from project.manifests import plan, write_outputs
 from project.records import Conversation, Message, Question, Row
-from project.writing import write_records, write_rows, write_text
+from project.writing import write_text
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 """Shares of the articles."""
@@ -61,6 +62,7 @@ def squad(
     label: Literal["answerability"] = "answerability",
     max_context_tokens: int | None = None,
     seed: int = 0,
+    force: bool = False,
 ) -> None:
     """Turn SQuAD 2.0 into rows that teach when to search, split by article 70/10/20.
 
@@ -70,6 +72,7 @@ def squad(
         label: what decides between answering and searching; `answerability` is the data set's own judgement.
         max_context_tokens: leave out passages longer than this, counted in words and punctuation marks; default: none.
         seed: which articles go to which split.
+        force: replace files that were made otherwise.
     """
     items = read_items(str(input_file))
     kept = [item for item in items if max_context_tokens is None or len(_TOKEN.findall(item.passage)) <= max_context_tokens]
@@ -77,11 +80,17 @@ def squad(
         raise InputError(f"--max_context_tokens {max_context_tokens} leaves none of {len(items)} questions; raise it")
     split_of = split_articles({item.article for item in kept}, seed)
     splits = {name: [item for item in kept if split_of[item.article] == name] for name in SPLITS}
+    outputs: dict[Path, list[Row]] = {}
     for name, members in splits.items():
-        write_rows(output_dir / f"{name}.jsonl", (qas_row(item, seed) for item in members))
-        write_records(output_dir / f"conversations_{name}.jsonl", map(conversation, members))
-        write_records(output_dir / f"questions_{name}.jsonl", map(question, members))
+        outputs[output_dir / f"{name}.jsonl"] = [qas_row(item, seed) for item in members]
+        outputs[output_dir / f"conversations_{name}.jsonl"] = [conversation(item).to_row() for item in members]
+        outputs[output_dir / f"questions_{name}.jsonl"] = [question(item).to_row() for item in members]
     dropped = len(items) - len(kept)
+    parameters: Row = {"label": label, "max_context_tokens": max_context_tokens, "seed": seed}
+    if on_hub := _is_hub_id(str(input_file)):
+        parameters["hub_id"] = str(input_file)
+    planned = plan("seeker data squad", parameters, [] if on_hub else [Path(input_file)])
+    write_outputs(planned, outputs, {"questions left out for long passages": dropped}, force=force)
     write_text(output_dir / "README.md", _card(str(input_file), label, splits, dropped, max_context_tokens, seed))
     _print(splits, dropped)
 

@@ -11,6 +11,7 @@ from itertools import combinations
 import pytest
 
 from project.answers import exact_match, normalise_answer
+from project.cli import main
 from project.corpus.facts import facts
 from project.corpus.facts.dataset import Settings, build
 from project.corpus.facts.expert import write_conversations
@@ -21,6 +22,7 @@ from project.corpus.index import Bm25Index
 from project.dialects import NO_RESULTS, get_dialect
 from project.errors import InputError
 from project.files import file_digest, read_records
+from project.manifests import read_manifest
 from project.records import Conversation, Passage, Question
 
 SIZES = {"train": 600, "validation": 60, "test": 200}
@@ -403,7 +405,22 @@ def test_the_same_seed_writes_the_same_bytes(folders):
     for name in FILES:
         assert (folders / "one" / name).read_bytes() == (folders / "again" / name).read_bytes()
         assert (folders / "one" / name).read_bytes() != (folders / "two" / name).read_bytes()
-    assert sorted(p.name for p in (folders / "one").iterdir()) == sorted(FILES)
+    manifests = [f"{name}.manifest.json" for name in FILES if name.endswith(".jsonl")]
+    assert sorted(p.name for p in (folders / "one").iterdir()) == sorted([*FILES, *manifests])
+
+
+def test_files_made_otherwise_are_not_replaced(tmp_path, capsys):
+    few = ["--train_questions", "20", "--validation_questions", "4", "--test_questions", "4", "--train_conversations", "8"]
+    command = ["data", "facts", "--output_dir", str(tmp_path / "facts"), *few]
+    assert main(command) == 0
+    held = read_manifest(tmp_path / "facts" / "conversations_train.jsonl")
+    assert held["parameters"]["packages"].keys() == {"pycountry", "countryinfo", "mendeleev"}
+    assert held["outputs"]["questions_test.jsonl"]["rows"] == 4
+    assert main(command) == 0
+    assert main([*command, "--seed", "1"]) == 2
+    assert "passages.jsonl is there and was made with seed=0, now 1; give another name" in capsys.readouterr().err
+    assert main([*command, "--seed", "1", "--force", "true"]) == 0
+    assert read_manifest(tmp_path / "facts" / "passages.jsonl")["parameters"]["seed"] == 1
 
 
 def test_the_files_are_records(folders):

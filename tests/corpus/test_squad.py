@@ -118,6 +118,20 @@ def test_seed_decides_the_split_alone(tmp_path):
     assert Counter(split_articles({"a", "b", "c"}, 0).values()) == {"train": 1, "validation": 1, "test": 1}
 
 
+def test_a_set_made_otherwise_is_not_replaced_and_can_be_pushed(made, tmp_path, capsys):
+    source = tmp_path / "squad.json.gz"
+    assert run(source, made) == 0
+    assert run(source, made, "--seed", "1") == 2
+    assert "train.jsonl is there and was made with seed=0, now 1" in capsys.readouterr().err
+    sets = [str(made / f"conversations_{split}.jsonl") for split in ("train", "validation", "test")]
+    push = ["data", "push", "--input_file", f"[{','.join(sets)}]", "--repo", "me/decide", "--licence", "cc-by-sa-4.0"]
+    assert main([*push, "--dry_run", "true", "--output_dir", str(tmp_path / "tree")]) == 0
+    card = (tmp_path / "tree" / "README.md").read_text()
+    assert "seeker data squad" in card
+    assert "squad.json.gz" in card
+    assert run(source, made, "--seed", "1", "--force", "true") == 0
+
+
 def test_balance_is_printed_and_on_the_card(made, capsys):
     card = (made / "README.md").read_text()
     assert "| train | 7 | 14 | 7 | 7 | 50.0% |" in card

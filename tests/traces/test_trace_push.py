@@ -17,9 +17,9 @@ from trace_samples import answer, result, search, think, trace
 
 from project.cli import main
 from project.files import file_digest, local_file, read_rows
-from project.manifests import manifest_path, plan, write_manifest
+from project.manifests import manifest_path, plan, write_outputs
 from project.traces.card import without_folders
-from project.writing import write_records, write_rows
+from project.writing import write_records
 
 REPO = ("--repo", "me/searches", "--licence", "cc-by-sa-4.0")
 
@@ -59,9 +59,7 @@ def files(sets):
 
 def made(path, rows, **changed):
     """Write rows with the manifest of a program."""
-    write_rows(path, rows)
-    held = {"rows": len(rows), "digest": file_digest(path)}
-    write_manifest(plan("seeker data test", {}, []) | changed, {path: held}, {"rows read": len(rows)})
+    assert write_outputs(plan("seeker data test", {}, []) | changed, {path: rows}, {"rows read": len(rows)})
     return path
 
 

@@ -20,6 +20,7 @@ def facts(
     test_questions: int = 200,
     train_conversations: int = 760,
     topk: int = 3,
+    force: bool = False,
 ) -> None:
     """Write passages, questions and expert conversations from real facts about countries, languages and elements.
 
@@ -34,9 +35,10 @@ def facts(
         test_questions: number of held-out questions, which get no conversation.
         train_conversations: the first so many training questions get an expert conversation.
         topk: search results shown for a query.
+        force: replace files that were made otherwise.
 
     Raises:
-        InputError: a number is too small or too large, or output_dir is a file.
+        InputError: a number is too small or too large, output_dir is a file, or a file in it was made otherwise.
     """
     from project.corpus.facts.dataset import Settings, build, write
     from project.dialects import get_dialect
@@ -45,5 +47,5 @@ def facts(
         raise InputError(f"--output_dir {output_dir} is a file; give a folder")
     sizes = {"train": train_questions, "validation": validation_questions, "test": test_questions}
     settings = Settings(sizes, train_conversations, get_dialect(dialect), topk, seed)
-    summary = write(build(settings), settings, output_dir)
+    summary = write(build(settings), settings, output_dir, force=force)
     sys.stdout.write(summary + "\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from project.corpus.facts.candidates import Candidate
-from project.corpus.facts.card import write_card
+from project.corpus.facts.card import LICENCES, write_card
 from project.corpus.facts.expert import write_conversations
 from project.corpus.facts.passages import write_passages
 from project.corpus.facts.sources import load_table
@@ -15,8 +16,9 @@ from project.corpus.facts.splits import split_questions
 from project.corpus.facts.table import FactTable
 from project.dialects import Dialect
 from project.errors import InputError
+from project.manifests import plan, write_outputs
 from project.records import Conversation, Passage
-from project.writing import write_records, write_text
+from project.writing import write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +80,21 @@ def build(settings: Settings) -> Dataset:
     return Dataset(table, passages, splits, conversations, dropped)
 
 
-def write(data: Dataset, settings: Settings, folder: Path) -> str:
-    """Write every file atomically, the card last, and return a summary of one line a file."""
-    paths = [folder / "passages.jsonl"]
-    counts = [write_records(paths[0], data.passages)]
+def write(data: Dataset, settings: Settings, folder: Path, *, force: bool = False) -> str:
+    """Write every file with its manifest, the card last, and return a summary of one line a file.
+
+    Raises:
+        InputError: a file is there that was made otherwise, or changed since, and `force` is False.
+    """
+    outputs = {folder / "passages.jsonl": [passage.to_row() for passage in data.passages]}
     for split, candidates in data.splits.items():
-        paths.append(folder / f"questions_{split}.jsonl")
-        counts.append(write_records(paths[-1], [c.question for c in candidates]))
+        outputs[folder / f"questions_{split}.jsonl"] = [c.question.to_row() for c in candidates]
     for split, conversations in data.conversations.items():
-        paths.append(folder / f"conversations_{split}.jsonl")
-        counts.append(write_records(paths[-1], conversations))
+        outputs[folder / f"conversations_{split}.jsonl"] = [conversation.to_row() for conversation in conversations]
+    parameters = asdict(settings) | {"dialect": settings.dialect.name, "packages": {name: version(name) for name in LICENCES}}
+    counts = {"conversations left out, no query found their evidence": data.dropped}
+    write_outputs(plan("seeker data facts", parameters, []), outputs, counts, force=force)
+    files = {path: len(rows) for path, rows in outputs.items()}
     kinds = {split: Counter(c.question.kind for c in candidates) for split, candidates in data.splits.items()}
-    files = dict(zip(paths, counts, strict=True))
     write_text(folder / "README.md", write_card(data.table, files, kinds, data.dropped, settings.seed, settings.dialect.name))
     return "\n".join(f"{path}: {count:,} rows" for path, count in files.items())
