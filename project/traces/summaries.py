@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 
 from project.answers import normalise_answer
@@ -35,12 +36,12 @@ _SENTENCE_END = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence of a result, where it stands, and its words."""
+    """A sentence of a result, where it stands, and how often it and its title hold which words."""
 
     text: str
     title: str
     document: int
-    words: tuple[str, ...]
+    counts: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def _latest_thoughts(context: Sequence[Step], budget: int) -> list[str]:
 def _best_facts(question: str, context: Sequence[Step], budget: int) -> list[Sentence]:
     """Return the sentences of results that say most of what was asked, in the order they were read."""
     found = list(_result_sentences(context))
-    scores = bm25(_wanted(question, context), [sentence.words for sentence in found])
+    scores = bm25(_wanted(question, context), [sentence.counts for sentence in found])
     order = sorted(range(len(found)), key=lambda number: -scores[number])
     chosen: list[int] = []
     left = budget
@@ -177,16 +178,16 @@ def _result_sentences(context: Iterable[Step]) -> Iterator[Sentence]:
     documents = (d for step in context if step.type == "search_result" for d in step.documents)
     for number, document in enumerate(documents):
         title = clean(document.title).strip()
-        for text, words in _document_sentences(title, document.content):
+        for text, counts in _document_sentences(title, document.content):
             if text not in seen:
                 seen.add(text)
-                yield Sentence(text, title, number, words)
+                yield Sentence(text, title, number, counts)
 
 
 @lru_cache(maxsize=4096)
-def _document_sentences(title: str, content: str) -> list[tuple[str, tuple[str, ...]]]:
+def _document_sentences(title: str, content: str) -> list[tuple[str, Counter[str]]]:
     """Return a document's sentences, each with its words and the title's; the samples of a trace share their documents."""
-    return [(text, tuple(normalise_answer(f"{title} {text}").split())) for text in sentences(clean(content))]
+    return [(text, Counter(normalise_answer(f"{title} {text}").split())) for text in sentences(clean(content))]
 
 
 def _wanted(question: str, context: Iterable[Step]) -> dict[str, float]:
@@ -195,18 +196,19 @@ def _wanted(question: str, context: Iterable[Step]) -> dict[str, float]:
     return dict.fromkeys(normalise_answer(own).split(), OWN_WORDS) | dict.fromkeys(normalise_answer(question).split(), 1.0)
 
 
-def bm25(wanted: dict[str, float], texts: Sequence[Sequence[str]]) -> list[float]:
-    """Return the BM25 score of each text (a list of words) for the weighted words."""
+def bm25(wanted: dict[str, float], texts: Sequence[Counter[str]]) -> list[float]:
+    """Return the BM25 score of each text (how often it holds which words) for the weighted words."""
     if not texts:
         return []
-    average = max(sum(map(len, texts)) / len(texts), 1.0)
-    holding = Counter(word for words in texts for word in set(words) if word in wanted)
+    sizes = [counts.total() for counts in texts]
+    average = max(sum(sizes) / len(texts), 1.0)
+    shared = [[word for word in counts if word in wanted] for counts in texts]
+    holding = Counter(chain.from_iterable(shared))
     rarity = {word: math.log(1 + (len(texts) - n + 0.5) / (n + 0.5)) for word, n in holding.items()}
     scores = []
-    for words in texts:
-        counts = Counter(word for word in words if word in rarity)
-        length = K1 * (1 - B + B * len(words) / average)
-        scores.append(sum(wanted[w] * rarity[w] * n * (K1 + 1) / (n + length) for w, n in counts.items()))
+    for counts, words, size in zip(texts, shared, sizes, strict=True):
+        length = K1 * (1 - B + B * size / average)
+        scores.append(sum(wanted[w] * rarity[w] * counts[w] * (K1 + 1) / (counts[w] + length) for w in words))
     return scores
 
 

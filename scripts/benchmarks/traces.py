@@ -2,9 +2,10 @@
 
     python scripts/benchmarks/traces.py --traces 100000 --folder /tmp/traces
 
-Made-up traces of about 5 KB with three results each go through traces, steps, summaries, phases and split. Each program runs as
-a user runs it and, right after, as a plain loop: the same function of a row, `json` on one core, files of JSON lines. Memory is
-the most anonymous memory of all processes of a program at one time. Prints one JSON line a program, and one for the chain.
+Made-up traces of about 5 KB with three results each go through traces, steps, summaries, phases and split, and through prepare,
+which makes the same sets at once. Each program runs as a user runs it and, right after, as a plain loop: the same function of a
+row, `json` on one core, files of JSON lines. Memory is the most anonymous memory of all processes of a program at one time.
+Prints one JSON line a program, and one for the chain.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ WORDS = [
     "harbour", "theory", "garden", "planet", "border", "ballad", "archive", "bridge",
 ]  # fmt: skip
 CHAIN = ("traces", "steps", "summaries", "phases", "split")
+PHASES = ("multiturn", "summary_only", "summary_prefix", "previous_turn")
 
 
 def write_raw(path: Path, count: int) -> None:
@@ -42,7 +44,7 @@ def _raw(number: int, dice: random.Random) -> dict[str, Any]:
     for _turn in range(3):
         steps.append({"type": "thought", "text": f"{text(12)} {text(8)}"})
         steps.append({"type": "action", "name": "search", "argument": text(5)})
-        found = "\n\n".join(f"Doc {n} (Title: {text(2)})\n" + " ".join(text(9) for _ in range(2)) for n in range(1, 4))
+        found = "\n\n".join(f"Doc {n} (Title: {text(2)})\n" + " ".join(text(9) for _ in range(6)) for n in range(1, 4))
         steps.append({"type": "observation", "text": found})
     steps += [{"type": "thought", "text": text(10)}, {"type": "action", "name": "finish", "argument": text(2)}]
     return {"id": f"t{number}", "question": f"{text(9)} {number}?", "gold_answers": [text(2)], "correct": True, "steps": steps}
@@ -50,45 +52,57 @@ def _raw(number: int, dice: random.Random) -> dict[str, Any]:
 
 def seeker(verb: str, folder: Path) -> list[str]:
     """Return the command of a program."""
-    given = {"traces": "raw.jsonl", "steps": "traces.jsonl", "summaries": "steps.jsonl", "phases": "summaries.jsonl"}
+    given = {
+        "traces": "raw.jsonl",
+        "prepare": "raw.jsonl",
+        "steps": "traces.jsonl",
+        "summaries": "steps.jsonl",
+        "phases": "summaries.jsonl",
+    }
     options = {
         "phases": ["--output_dir", str(folder / "phases")],
         "split": ["--output_dir", str(folder / "sets"), "--file_format", "jsonl"],
+        "prepare": ["--output_dir", str(folder / "prepared")],
     }.get(verb, ["--output_file", str(folder / f"{verb}.jsonl")])
-    source = folder / given.get(verb, "phases/summary_prefix.jsonl")
-    return [sys.executable, "-m", "project", "data", verb, "--input_file", str(source), *options, "--force", "true"]
+    sources = [folder / given[verb]] if verb in given else [folder / "phases" / f"{phase}.jsonl" for phase in PHASES]
+    listed = "[" + ",".join(map(str, sources)) + "]"
+    return [sys.executable, "-m", "project", "data", verb, "--input_file", listed, *options, "--force", "true"]
 
 
 def plain(verb: str, folder: Path) -> None:
     """Do a program's work in a loop."""
     from functools import partial
 
-    from project.streams import Made, Placed, each
+    from project.streams import each
     from project.traces import ingest, phases, split, steps, summaries
     from project.traces.filters import Filters
 
-    programs: dict[str, tuple[str, Any]] = {
-        "traces": ("raw", partial(ingest.ingest, "auto", Filters())),
-        "steps": ("traces", partial(each, partial(steps._split_row, True))),
-        "summaries": ("steps", partial(each, partial(summaries._summarise_row, summaries.MAX_WORDS))),
-        "phases": ("summaries", partial(each, partial(phases.of_row, phases.Settings()))),
-        "split": (
-            "phases/summary_prefix",
-            partial(each, partial(split._place, "question", 0, {"validation": 0.1, "test": 0.0}, {})),
-        ),
+    shares = {"validation": 0.1, "test": 0.0}
+    programs: dict[str, tuple[list[str], Any]] = {
+        "traces": (["raw"], partial(ingest.ingest, "auto", Filters())),
+        "steps": (["traces"], partial(each, partial(steps._split_row, True))),
+        "summaries": (["steps"], partial(each, partial(summaries._summarise_row, summaries.MAX_WORDS))),
+        "phases": (["summaries"], partial(each, partial(phases.of_row, phases.Settings()))),
+        "split": ([f"phases/{phase}" for phase in PHASES], partial(each, partial(split._place, "question", 0, shares, {}))),
     }
-    name, program = programs[verb]
-    source = folder / f"{name}.jsonl"
+    names, program = programs[verb]
     (folder / "plain").mkdir(exist_ok=True)
+    for name in names:
+        _loop(folder / f"{name}.jsonl", program, folder / "plain" / f"{verb}-{Path(name).name}")
+
+
+def _loop(source: Path, program: Any, output: Path) -> None:  # noqa: ANN401 - a Program
+    from project.streams import Made, Placed
+
     files: dict[str, Any] = {}
     with source.open() as lines:
         for number, line in enumerate(lines, 1):
             made = Made()
             assert not list(program([Placed(source, number, json.loads(line))], made))
-            for output, rows in made.rows.items():
-                if output not in files:
-                    files[output] = (folder / "plain" / f"{verb}-{output}.jsonl").open("w")
-                files[output].writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            for name, rows in made.rows.items():
+                if name not in files:
+                    files[name] = Path(f"{output}-{name}.jsonl").open("w")  # noqa: SIM115 - closed below
+                files[name].writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for file in files.values():
         file.close()
 
@@ -149,15 +163,24 @@ def main() -> None:
     write_raw(arguments.folder / "raw.jsonl", arguments.traces)
     total = {"seeker_s": 0.0, "plain_s": 0.0}
     for verb in CHAIN:
-        seconds, memory = timed(seeker(verb, arguments.folder))
-        found = {"program": verb, "seeker_s": seconds, "traces_per_s": arguments.traces / seconds, "peak_gb": memory}
-        total["seeker_s"] += seconds
+        found = _told(verb, arguments.folder, arguments.traces)
+        total["seeker_s"] += found["seeker_s"]
         if not arguments.only_seeker:
             found["plain_s"], _ = timed([sys.executable, __file__, "--plain", verb, "--folder", str(arguments.folder)])
             total["plain_s"] += found["plain_s"]
-        print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}), flush=True)
-    gigabytes = sum(path.stat().st_size for path in arguments.folder.rglob("*.jsonl")) / 1e9
-    print(json.dumps({"chain": {k: round(v, 2) for k, v in total.items()}, "folder_gb": round(gigabytes, 2)}))
+        _print(found)
+    _print({"program": "the chain"} | total)
+    _print(_told("prepare", arguments.folder, arguments.traces))
+    _print({"folder_gb": sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file()) / 1e9})
+
+
+def _told(verb: str, folder: Path, traces: int) -> dict[str, Any]:
+    seconds, memory = timed(seeker(verb, folder))
+    return {"program": verb, "seeker_s": seconds, "traces_per_s": traces / seconds, "peak_gb": memory}
+
+
+def _print(found: dict[str, Any]) -> None:
+    print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}), flush=True)
 
 
 if __name__ == "__main__":

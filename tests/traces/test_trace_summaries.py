@@ -1,6 +1,7 @@
 """Extractive summaries: only what the context holds, to the letter, within the budget."""
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def test_a_small_budget_keeps_what_was_asked_for():
 def test_bm25_by_hand():
     # Two texts of 2 words, so length factor 1.2 * (1 - 0.75 + 0.75 * 1) = 1.2. "a" is in one of two:
     # rarity ln(1 + 1.5 / 1.5) = ln 2; once in the text: ln 2 * 1 * 2.2 / (1 + 1.2) = ln 2; the wanted weight is 0.5.
-    assert bm25({"a": 0.5}, [["a", "b"], ["b", "c"]]) == pytest.approx([0.5 * math.log(2), 0.0])
+    assert bm25({"a": 0.5}, [Counter("ab"), Counter("bc")]) == pytest.approx([0.5 * math.log(2), 0.0])
     assert bm25({"a": 1.0}, []) == []
 
 
