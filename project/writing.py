@@ -6,6 +6,8 @@ temporary name beside its own, and is renamed when it is complete: a run that di
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import gzip
 import hashlib
 import io
@@ -13,6 +15,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,6 +37,7 @@ objects and fills the absent ones with nulls. So are other columns that hold obj
 FOOTER_KEY = "seeker"
 """Footer entry of our own Parquet files: `json`, the columns held as JSON; `absent`, the rows (from 0) that lack a column."""
 ROW_GROUP_BYTES = 8_000_000
+PARTIAL = ".part"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TYPES_OF_NULLS = ("correct", "needs_search")
 """Columns of true and false, which may be all nulls in the first rows; others are then taken for strings."""
@@ -66,18 +70,38 @@ def suffix_of(path: Path | str) -> str:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path` that is renamed to it on success and removed on failure."""
+    """Give a temporary path beside `path` that is renamed to it on success and removed on failure.
+
+    One that a killed process has left there is removed: whoever writes one holds a lock on it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(descriptor)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        _remove_abandoned(left)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     partial = Path(name)
     try:
+        with suppress(OSError):  # a file system without locks; then nothing is ever taken for abandoned there
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         partial.chmod(0o644)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_abandoned(partial: Path) -> None:
+    """Remove a temporary file that nobody holds; one of the last minute may be about to be locked."""
+    with suppress(OSError):
+        if time.time() - partial.stat().st_mtime < 60:
+            return
+        descriptor = os.open(partial, os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,3 +252,26 @@ def test_a_file_that_the_hub_does_not_give_is_one_sentence(monkeypatch, tmp_path
         local_file("hf://datasets/me/searches/train.jsonl")
     with pytest.raises(InputError, match=r"hf://models/me/x is no file of the hub; write hf://datasets/OWNER/NAME/FILE or"):
         local_file("hf://models/me/x")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    killed = (
+        "import os; from project.writing import atomic_path\nwith atomic_path('out.jsonl') as partial: os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, check=False).returncode == -9
+    (left,) = tmp_path.glob(".*")
+    write_text(tmp_path / "out.jsonl", "fresh")
+    assert left.exists()  # written a moment ago: its writer may not have locked it yet
+    os.utime(left, (0, 0))
+    write_text(tmp_path / "other.jsonl", "another name")
+    assert left.exists()
+    with atomic_path(tmp_path / "out.jsonl") as written:
+        assert not left.exists()
+        os.utime(written, (0, 0))
+        write_text(tmp_path / "out.jsonl", "meanwhile")
+        written.write_text("last")
+    assert not list(tmp_path.glob(".*"))
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.jsonl")} == {
+        "out.jsonl": "last",
+        "other.jsonl": "another name",
+    }
