@@ -50,23 +50,21 @@ def _raw(number: int, dice: random.Random) -> dict[str, Any]:
     return {"id": f"t{number}", "question": f"{text(9)} {number}?", "gold_answers": [text(2)], "correct": True, "steps": steps}
 
 
-def seeker(verb: str, folder: Path) -> list[str]:
+def seeker(verb: str, folder: Path, suffix: str) -> list[str]:
     """Return the command of a program."""
-    given = {
-        "traces": "raw.jsonl",
-        "prepare": "raw.jsonl",
-        "steps": "traces.jsonl",
-        "summaries": "steps.jsonl",
-        "phases": "summaries.jsonl",
-    }
-    options = {
-        "phases": ["--output_dir", str(folder / "phases")],
-        "split": ["--output_dir", str(folder / "sets"), "--file_format", "jsonl"],
+    made_from = {"steps": "traces", "summaries": "steps", "phases": "summaries"}
+    sources = {
+        "split": [folder / "phases" / f"{phase}.{suffix}" for phase in PHASES],
+        "traces": [folder / "raw.jsonl"],
+        "prepare": [folder / "raw.jsonl"],
+    }.get(verb) or [folder / f"{made_from[verb]}.{suffix}"]
+    outputs = {
+        "phases": ["--output_dir", str(folder / "phases"), "--file_format", suffix],
+        "split": ["--output_dir", str(folder / "sets"), "--file_format", suffix],
         "prepare": ["--output_dir", str(folder / "prepared")],
-    }.get(verb, ["--output_file", str(folder / f"{verb}.jsonl")])
-    sources = [folder / given[verb]] if verb in given else [folder / "phases" / f"{phase}.jsonl" for phase in PHASES]
-    listed = "[" + ",".join(map(str, sources)) + "]"
-    return [sys.executable, "-m", "project", "data", verb, "--input_file", listed, *options, "--force", "true"]
+    }.get(verb, ["--output_file", str(folder / f"{verb}.{suffix}")])
+    listed = f"[{','.join(map(str, sources))}]"
+    return [sys.executable, "-m", "project", "data", verb, "--input_file", listed, *outputs, "--force", "true"]
 
 
 def plain(verb: str, folder: Path) -> None:
@@ -154,29 +152,25 @@ def main() -> None:
     parser.add_argument("--traces", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--plain", choices=CHAIN)
-    parser.add_argument("--only_seeker", action="store_true")
+    parser.add_argument("--parquet", action="store_true", help="write Parquet, and run no plain loop")
     arguments = parser.parse_args()
     if arguments.plain:
         plain(arguments.plain, arguments.folder)
         return
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    write_raw(arguments.folder / "raw.jsonl", arguments.traces)
+    folder, suffix = arguments.folder, "parquet" if arguments.parquet else "jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_raw(folder / "raw.jsonl", arguments.traces)
     total = {"seeker_s": 0.0, "plain_s": 0.0}
-    for verb in CHAIN:
-        found = _told(verb, arguments.folder, arguments.traces)
-        total["seeker_s"] += found["seeker_s"]
-        if not arguments.only_seeker:
-            found["plain_s"], _ = timed([sys.executable, __file__, "--plain", verb, "--folder", str(arguments.folder)])
-            total["plain_s"] += found["plain_s"]
-        _print(found)
+    for verb in (*CHAIN, "prepare"):
+        seconds, memory = timed(seeker(verb, folder, suffix))
+        found = {"program": verb, "seeker_s": seconds, "traces_per_s": arguments.traces / seconds, "peak_gb": memory}
+        if verb in CHAIN:
+            total["seeker_s"] += seconds
+            if not arguments.parquet:
+                found["plain_s"], _ = timed([sys.executable, __file__, "--plain", verb, "--folder", str(folder)])
+                total["plain_s"] += found["plain_s"]
+        _print(found | {"folder_gb": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9})
     _print({"program": "the chain"} | total)
-    _print(_told("prepare", arguments.folder, arguments.traces))
-    _print({"folder_gb": sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file()) / 1e9})
-
-
-def _told(verb: str, folder: Path, traces: int) -> dict[str, Any]:
-    seconds, memory = timed(seeker(verb, folder))
-    return {"program": verb, "seeker_s": seconds, "traces_per_s": traces / seconds, "peak_gb": memory}
 
 
 def _print(found: dict[str, Any]) -> None:
