@@ -145,16 +145,11 @@ def read_chunks(paths: Sequence[Path], size: int) -> Iterator[Chunk]:
 
 def _line_chunks(path: Path, size: int) -> Iterator[tuple[Chunk, int]]:
     with path.open("rb") as raw:
-        lines: list[bytes] = []
-        first, held = 1, 0
-        for number, line in enumerate(gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw, 1):
-            lines.append(line)
-            held += len(line)
-            if held >= size:
-                yield Chunk(path, first, 0.0, tuple(lines)), raw.tell()
-                lines, first, held = [], number + 1, 0
-        if lines:
+        stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+        first = 1
+        while lines := stream.readlines(size):
             yield Chunk(path, first, 0.0, tuple(lines)), raw.tell()
+            first += len(lines)
 
 
 def _object_chunks(path: Path, size: int) -> Iterator[tuple[Chunk, int]]:

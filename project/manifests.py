@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from project import __version__
 from project.errors import InputError
 from project.files import file_digest
 from project.records import Row
-from project.writing import Sink, write_text
+from project.writing import Sink, atomic_path
 
 SUFFIX = ".manifest.json"
 
@@ -51,8 +51,15 @@ def plan(program: str, parameters: Mapping[str, Any], inputs: Sequence[Path]) ->
 
 
 def _input(path: Path) -> Row:
-    made_by = read_manifest(path)
-    return {"file": str(path), "digest": file_digest(path)} | ({"made_by": made_by} if made_by else {})
+    digest = file_digest(path)
+    made_by = manifest_of(path, digest)
+    return {"file": str(path), "digest": digest} | ({"made_by": made_by} if made_by else {})
+
+
+def manifest_of(path: Path, digest: str) -> Row | None:
+    """Return the manifest of a file that is as it was made; None where it has none, or was changed since."""
+    held = read_manifest(path)
+    return held if held and held.get("outputs", {}).get(path.name, {}).get("digest") == digest else None
 
 
 def is_made(planned: Row, outputs: Sequence[Path], *, force: bool = False) -> bool:
@@ -104,6 +111,7 @@ def write_outputs(
     Raises:
         InputError: one is there that was made otherwise, or changed since, and `force` is False.
     """
+    refuse_inputs(outputs, [Path(one["file"]) for one in planned["inputs"]])
     if is_made(planned, list(outputs), force=force):
         return False
     with ExitStack() as stack:
@@ -111,19 +119,27 @@ def write_outputs(
         for sink, rows in zip(sinks, outputs.values(), strict=True):
             sink.extend(rows)
             sink.keep()
-        write_manifest(planned, sinks, counts or {})
+        write_manifests(planned, sinks, counts or {}, stack)
     return True
 
 
-def write_manifest(planned: Row, sinks: Sequence[Sink], counts: Mapping[str, int]) -> None:
-    """Write the manifest beside each output that is kept, before the output itself appears.
+def refuse_inputs(outputs: Iterable[Path], inputs: Collection[Path]) -> None:
+    """Refuse to write over what is read."""
+    for path in outputs:
+        if any(path.resolve() == given.resolve() for given in inputs):
+            raise InputError(f"{path} is the input file and would be the output; give another name")
 
-    A kill in between leaves manifests without files, which the next run does not mind, and no file that it would refuse.
+
+def write_manifests(planned: Row, sinks: Sequence[Sink], counts: Mapping[str, int], stack: ExitStack) -> None:
+    """Write the manifest of each output that is kept; they appear when the stack of the outputs ends, just before these do.
+
+    So a failure leaves everything as it was. A kill in between leaves manifests without their files, which the next run does
+    not mind; files that were to be replaced it takes for changed, and asks for `force` again.
     """
     held = {sink.path.name: {"rows": sink.rows, "digest": sink.digest} for sink in sinks}
-    told = planned | {"outputs": held, "counts": dict(counts)}
+    text = json.dumps(planned | {"outputs": held, "counts": dict(counts)}, ensure_ascii=False, indent=1) + "\n"
     for sink in sinks:
-        write_text(manifest_path(sink.path), json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+        stack.enter_context(atomic_path(manifest_path(sink.path))).write_text(text, encoding="utf-8")
 
 
 @cache

@@ -20,11 +20,11 @@ from functools import partial
 from itertools import chain, compress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from project.errors import InputError
 from project.files import kind_of, read_chunks
-from project.manifests import is_made, plan, write_manifest
+from project.manifests import is_made, plan, refuse_inputs, write_manifests
 from project.records import Row
 from project.writing import Encoded, Sink, encode
 
@@ -139,9 +139,7 @@ def run(
             and was made otherwise, would be empty, or does not fit on the disk.
     """
     rejects = rejected_path(next(iter(outputs.values())))
-    for path in (*outputs.values(), rejects):
-        if any(path.resolve() == given.resolve() for given in inputs):
-            raise InputError(f"{path} is the input file and would be the output; give another name")
+    refuse_inputs((*outputs.values(), rejects), inputs)
     for path in inputs:
         kind_of(path)
     planned = plan(name, parameters, inputs)
@@ -150,14 +148,15 @@ def run(
     with ExitStack() as stack:
         sinks = {output: stack.enter_context(Sink(path)) for output, path in outputs.items()}
         refused = stack.enter_context(Sink(rejects))
-        results = stack.enter_context(_results(name, program, inputs, {o: p.name for o, p in outputs.items()}))
+        work = partial(_work, program, {output: path.name for output, path in outputs.items()})
+        results = stack.enter_context(in_processes(name, work, inputs))
         counts = _write(results, sinks, refused, strict=strict)
         _refuse_empty(sinks, counts, full=full)
         for sink in sinks.values():
             sink.keep()
         if refused.rows:
             refused.keep()
-        write_manifest(planned, list(sinks.values()), counts)
+        write_manifests(planned, list(sinks.values()), counts, stack)
     if not refused.rows:
         rejects.unlink(missing_ok=True)
     return counts
@@ -227,6 +226,8 @@ def _make_unique(encoded: Encoded, idents: Iterable[tuple[int, str | None]], nam
 
 def _is_first(keys: tuple[str | bytes, ...], seen: set[int]) -> bool:
     """Return whether all keys are new, and note them if so; 64 bits of each stand for it."""
+    if not keys:
+        return True
     found = {hash(key) for key in keys}
     if not found.isdisjoint(seen):
         return False
@@ -244,12 +245,31 @@ def _check_disk(sink: Sink, share: float) -> None:
         )
 
 
+class Part(Protocol):
+    """What was made of a chunk."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows the chunk has."""
+
+    @property
+    def share(self) -> float:
+        """How much of all input ends with the chunk, from 0 to 1."""
+
+
+P = TypeVar("P", bound=Part)
+
+
+def chunked(inputs: Sequence[Path]) -> Iterator[Chunk]:
+    """Yield the files in chunks, as programs are given them."""
+    return read_chunks(inputs, CHUNK_BYTES)
+
+
 @contextmanager
-def _results(name: str, program: Program, inputs: Sequence[Path], outputs: Mapping[str, str]) -> Iterator[Iterator[Result]]:
-    """Give each chunk's result, in order; small inputs are done in this process."""
-    chunks = read_chunks(inputs, CHUNK_BYTES)
+def in_processes(name: str, work: Callable[[Chunk], P], inputs: Sequence[Path]) -> Iterator[Iterator[P]]:
+    """Give what is made of each chunk, in order; small inputs are done in this process."""
+    chunks = chunked(inputs)
     first = [chunk for _, chunk in zip(range(2), chunks, strict=False)]
-    work = partial(_work, program, outputs)
     if len(first) < 2:
         yield map(work, first)
         return
@@ -265,10 +285,8 @@ def _results(name: str, program: Program, inputs: Sequence[Path], outputs: Mappi
         pool.shutdown(cancel_futures=True)
 
 
-def _ordered(
-    pool: ProcessPoolExecutor, work: Callable[[Chunk], Result], chunks: Iterable[Chunk], ahead: int
-) -> Iterator[Result]:
-    running: deque[Future[Result]] = deque()
+def _ordered(pool: ProcessPoolExecutor, work: Callable[[Chunk], P], chunks: Iterable[Chunk], ahead: int) -> Iterator[P]:
+    running: deque[Future[P]] = deque()
     for chunk in chunks:
         running.append(pool.submit(work, chunk))
         if len(running) >= ahead:
@@ -281,7 +299,7 @@ def _one_thread() -> None:
     os.environ["POLARS_MAX_THREADS"] = "1"
 
 
-def _shown(name: str, results: Iterator[Result]) -> Iterator[Result]:
+def _shown(name: str, results: Iterator[P]) -> Iterator[P]:
     """Show rows a second and the time left, on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

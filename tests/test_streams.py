@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from project import streams
 from project.errors import InputError
 from project.files import read_rows
-from project.manifests import manifest_path, read_manifest
+from project.manifests import manifest_path, plan, read_manifest, write_outputs
 from project.streams import each, rejected_path, run
 from project.writing import Sink, write_rows
 
@@ -224,6 +224,37 @@ def test_a_kill_before_the_files_appear_leaves_nothing_that_is_refused(own, monk
     assert [path.exists() for path in paths.values()] == [False, True]
     assert run("seeker data test", program, [source], paths, {})["out written"] == 1
     assert run("seeker data test", program, [source], paths, {}) is None
+
+
+def test_a_full_disk_at_the_manifests_leaves_what_was_there(own, monkeypatch):
+    paths = {name: own / f"{name}.jsonl" for name in ("a", "b")}
+    write_outputs(plan("seeker data test", {"seed": 0}, []), {path: [{"id": "old"}] for path in paths.values()})
+    before = {path: path.read_bytes() for path in own.iterdir()}
+    written = Path.write_text
+
+    def full(path, text, **options):
+        if ".b.jsonl.manifest" in path.name:
+            raise OSError(28, "No space left on device")
+        return written(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_outputs(plan("seeker data test", {"seed": 1}, []), {p: [{"id": "new"}] for p in paths.values()}, force=True)
+    assert {path: path.read_bytes() for path in own.iterdir()} == before
+
+
+def test_small_outputs_do_not_replace_their_input(own):
+    write_rows(own / "a.jsonl", [{"id": "only copy"}])
+    with pytest.raises(InputError, match=r"a.jsonl is the input file and would be the output"):
+        write_outputs(plan("seeker data test", {}, [own / "a.jsonl"]), {own / "a.jsonl": [{"id": "new"}]}, force=True)
+
+
+def test_a_changed_file_is_not_said_to_be_as_it_was_made(own):
+    path = own / "a.jsonl"
+    write_outputs(plan("seeker data test", {}, []), {path: [{"id": "old"}]})
+    assert plan("seeker data more", {}, [path])["inputs"][0]["made_by"]["program"] == "seeker data test"
+    path.write_text('{"id": "by hand"}\n')
+    assert "made_by" not in plan("seeker data more", {}, [path])["inputs"][0]
 
 
 def test_a_manifest_holds_where_everything_comes_from(own):

@@ -21,11 +21,12 @@ from project.answers import normalise_answer
 from project.corpus.fields import need, need_text, need_texts
 from project.errors import InputError
 from project.files import file_digest, read_records, read_rows
-from project.manifests import plan, write_outputs
+from project.manifests import manifest_path, plan, write_outputs
 from project.records import Passage, Question, Row
 from project.writing import write_text
 
 SPLITS = ("train", "validation", "test")
+TRACES = "traces_train.jsonl"
 TRACE_SOURCES = ("fireact_gpt4_hotpotqa", "fireact_eval_", "reflexion_react_", "r1searcher_hotpotqa_")
 """How the names of the trace sources begin whose questions are HotpotQA's."""
 
@@ -85,10 +86,12 @@ def hotpotqa(
     rows, counts = select_traces(traces, split_of) if traces else ([], None)
     passages = list({passage.id: passage for item in items for passage in item.passages}.values())
     splits = {name: [item.question for item in items if split_of[item.question.group] == name] for name in SPLITS}
+    if not traces:
+        _remove_traces(output_dir / TRACES, force=force)
     outputs = {output_dir / "passages.jsonl": [passage.to_row() for passage in passages]}
     outputs |= {output_dir / f"questions_{name}.jsonl": [q.to_row() for q in questions] for name, questions in splits.items()}
     if counts:
-        outputs[output_dir / "traces_train.jsonl"] = rows
+        outputs[output_dir / TRACES] = rows
     parameters = {"test_questions": test_questions, "validation_questions": validation_questions, "seed": seed}
     planned = plan("seeker data hotpotqa", parameters, [path for path in (input_file, traces) if path])
     write_outputs(planned, outputs, asdict(counts) if counts else {}, force=force)
@@ -96,6 +99,16 @@ def hotpotqa(
     report = [(what, str(count)) for what, count in sizes.items()] + _trace_report(counts)
     write_text(output_dir / "README.md", _card(input_file, traces, seed, report))
     _print(report)
+
+
+def _remove_traces(path: Path, *, force: bool) -> None:
+    """Let no traces of other splits stand beside the new questions."""
+    if path.exists() and not force:
+        raise InputError(
+            f"{path} is there from another run; give --traces too, another --output_dir, or remove it with --force true"
+        )
+    for file in (path, manifest_path(path)):
+        file.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> list[Item]:

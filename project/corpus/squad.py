@@ -10,6 +10,7 @@ each split `<split>.jsonl` (Alpaca columns and the label), `conversations_<split
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections import Counter
@@ -88,7 +89,10 @@ def squad(
     dropped = len(items) - len(kept)
     parameters: Row = {"label": label, "max_context_tokens": max_context_tokens, "seed": seed}
     if on_hub := _is_hub_id(str(input_file)):
-        parameters["hub_id"] = str(input_file)
+        parameters |= {
+            "hub_id": str(input_file),
+            "digest": hashlib.sha256(repr(items).encode(errors="surrogatepass")).hexdigest()[:16],
+        }
     planned = plan("seeker data squad", parameters, [] if on_hub else [Path(input_file)])
     write_outputs(planned, outputs, {"questions left out for long passages": dropped}, force=force)
     write_text(output_dir / "README.md", _card(str(input_file), label, splits, dropped, max_context_tokens, seed))

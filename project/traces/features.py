@@ -102,15 +102,18 @@ def language(trace: Trace) -> str:
 
 def count_tokens(traces: Sequence[Trace], tokenizer: str | None) -> list[int]:
     """Return the tokens of each trace's question and steps."""
-    encoder = _tokenizer(tokenizer)
-    return [
-        sum(len(encoded.ids) for encoded in encoder.encode_batch_fast(trace_texts(trace), add_special_tokens=False))
-        for trace in traces
-    ]
+    encoder = load_tokenizer(tokenizer)
+    texts = [[text.encode(errors="replace").decode() for text in trace_texts(trace)] for trace in traces]  # no half surrogates
+    return [sum(len(one.ids) for one in encoder.encode_batch_fast(said, add_special_tokens=False)) for said in texts]
 
 
 @cache
-def _tokenizer(name: str | None) -> Tokenizer:
+def load_tokenizer(name: str | None) -> Tokenizer:
+    """Return the tokenizer of a model's folder or of a name on the hub, None for the default model's; it neither cuts nor pads.
+
+    Raises:
+        InputError: it cannot be had.
+    """
     from tokenizers import Tokenizer
 
     from project.model_cache import default_model
@@ -118,10 +121,14 @@ def _tokenizer(name: str | None) -> Tokenizer:
     folder = Path(name) if name else default_model()
     try:
         if folder.is_dir():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return Tokenizer.from_pretrained(str(name))
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            tokenizer = Tokenizer.from_pretrained(str(name))
     except Exception as error:
         raise InputError(
             f"--tokenizer '{name}' gives no tokenizer.json ({str(error).splitlines()[0]}); give a model's folder or its name "
             "on the hub"
         ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

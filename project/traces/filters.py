@@ -6,6 +6,7 @@ expression removes stays.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from project.errors import InputError
 from project.records import Step, Trace
-from project.traces.features import COSTLY, features, trace_texts
-from project.traces.near_duplicates import bands
-from project.traces.table import trace_digest
+from project.traces.features import COSTLY, features, load_tokenizer, trace_texts
+from project.traces.near_duplicates import bands, signature
+from project.traces.table import question_group, trace_digest
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,7 +31,7 @@ FILTERS = {
 }
 """Filters by name, each an SQL expression that is true for a trace that stays."""
 NO_DUPLICATES, NO_NEAR_DUPLICATES = "no_duplicates", "no_near_duplicates"
-"""Filters by what was written before: the same words, or nearly all of them."""
+"""Filters by what was written before: the same question with the same steps, or with nearly the same."""
 ALIKE = (9, 13)
 """Bands and hashes of each by which near duplicates are told: of pairs of a likeness of 0.95 it finds 998 in 1,000, of 0.9 928,
 of 0.8 399, of 0.7 84, of 0.5 1 (`near_duplicates.bands_for(0.8, 0.5)`)."""
@@ -55,6 +56,13 @@ class Filters:
     def costly(self) -> tuple[str, ...]:
         """The costly columns that are named."""
         return tuple(name for name in COSTLY if any(re.search(rf"\b{name}\b", one) for one in self.expressions.values()))
+
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """What tells the tokenizer from another, where a filter counts tokens."""
+        if "tokens" not in self.costly:
+            return None
+        return hashlib.sha256(load_tokenizer(self.tokenizer).to_str().encode()).hexdigest()[:16]
 
     def table(self, traces: Sequence[Trace]) -> pl.DataFrame:
         """Return the columns that the filters are computed from."""
@@ -99,4 +107,7 @@ class Filters:
     def keys(self, trace: Trace) -> tuple[str | bytes, ...]:
         """Return what a trace shares with its duplicates, of the kinds that are to be left out."""
         same = (trace_digest(trace),) if NO_DUPLICATES in self.names else ()
-        return (*same, *(bands("\n".join(trace_texts(trace)), *ALIKE) if NO_NEAR_DUPLICATES in self.names else ()))
+        if NO_NEAR_DUPLICATES not in self.names:
+            return same
+        asked = question_group(trace.question).encode()  # two questions a word apart can have opposite answers
+        return (*same, *(asked + band for band in bands(signature("\n".join(trace_texts(trace))), *ALIKE)))

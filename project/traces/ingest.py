@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from project.records import Trace
+from project.records import Row, Trace
 from project.streams import ROW_ERRORS, Made, Placed, run
 from project.traces.filters import Filters
 from project.traces.readers import ReaderName, read_trace
@@ -33,16 +33,18 @@ def traces(
         output_file: the trace table to write (.jsonl, .jsonl.gz or .parquet).
         reader: the format of the rows; auto looks at each row.
         filters: which traces stay: correct, answered, searched, answer_found, no_tool_error, no_malformed, no_duplicates,
-            no_near_duplicates (of traces that share nine tenths of their text one stays), or any SQL expression over source,
-            correct, answered, answer_found, turns, searches, results, errors, malformed, words, chars, tokens and language, as
-            in '[correct, no_duplicates, "turns <= 6", "tokens < 4000", "language = 'en'"]'.
+            no_near_duplicates (of traces of one question that are about nine tenths alike, one stays), or any SQL expression
+            over source, correct, answered, answer_found, turns, searches, results, errors, malformed, words, chars, tokens and
+            language, as in "[correct, no_duplicates, 'turns <= 6', 'tokens < 4000', 'language in (''en'', ''de'')']".
         tokenizer: what counts tokens: a model's folder or its name on the hub; by default the default model.
         strict: stop at the first row that cannot be read, instead of listing it in OUTPUT.rejected.jsonl.
         force: replace an output that was made otherwise.
     """
     wanted = Filters(tuple(filters or ()), tokenizer)
     wanted.check()
-    parameters = {"reader": reader, "filters": filters or []} | ({"tokenizer": tokenizer} if "tokens" in wanted.costly else {})
+    parameters: Row = {"reader": reader, "filters": filters or []}
+    if digest := wanted.tokenizer_digest:
+        parameters["tokenizer"] = digest
     program = partial(ingest, reader, wanted)
     counts = run(
         "seeker data traces", program, as_paths(input_file), {"traces": output_file}, parameters, strict=strict, force=force

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from project.records import DialectName
+from project.traces.check import SPLITS, check_files
 from project.traces.ingest import traces
 from project.traces.phases import PHASES, phases
-from project.traces.split import SPLITS, check_files, split
+from project.traces.split import check_options, split
 from project.traces.summaries import MAX_WORDS
 
 
@@ -41,6 +42,7 @@ def prepare(
         strict: stop at the first row that cannot be read, instead of listing it.
         force: replace files that were made otherwise.
     """
+    check_options(validation_share, test_share, "question", near_duplicates)
     table, sets = output_dir / "traces.parquet", output_dir / "sets"
     traces(input_file, table, filters=filters, tokenizer=tokenizer, strict=strict, force=force)
     phases(table, output_dir / "phases", dialect, max_words, file_format="parquet", strict=strict, force=force)

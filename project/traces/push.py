@@ -19,7 +19,7 @@ from project.files import file_digest, kind_of
 from project.manifests import manifest_path, read_manifest
 from project.records import Row
 from project.traces.card import Part, by_config, without_folders, write_card
-from project.traces.split import SPLITS, check_files
+from project.traces.check import SPLITS, check_files
 from project.traces.table import as_paths, print_counts
 from project.writing import suffix_of, write_text
 

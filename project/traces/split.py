@@ -1,30 +1,26 @@
 """`seeker data split`: conversations -> train, validation and test, by group (DESIGN §8.8).
 
 A group's place is the hash of its name and the seed, so that adding rows moves nobody, and the sets of several phases split
-alike; only questions that go together as near duplicates can move, with what joins them. With `check` nothing is split: any
-files of questions or conversations are shown to share nothing (`overlap.py`).
+alike; only questions that go together as near duplicates can move, with what joins them. With `check` nothing is split: files
+that are split are shown to share nothing (`check.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from project.errors import InputError
-from project.files import read_chunks, read_rows
-from project.overlap import marks, refuse_overlap
-from project.records import Conversation, Question, Row
-from project.streams import CHUNK_BYTES, ROW_ERRORS, Made, each, run
-from project.traces.near_duplicates import groups_of
+from project.records import Conversation, Row
+from project.streams import Made, chunked, each, run
+from project.traces.check import SPLITS, check_files
+from project.traces.near_duplicates import LEAST, MOST, groups_of
 from project.traces.phases import FileFormat
 from project.traces.table import as_paths, print_counts, question_group
 from project.writing import suffix_of
-
-SPLITS = ("train", "validation", "test")
 
 
 def split(
@@ -49,8 +45,8 @@ def split(
         validation_share: the share of the groups that are for validation, from 0 to 1.
         test_share: the share of the groups that are for the test, from 0 to 1.
         by: what stays together: question (its words), group (the column), trace, or a name in extra_info.
-        near_duplicates: questions of which at least so much is alike (the Jaccard index of their character 5-grams, over 0 and
-            under 1) also stay together; give all the files of one training at once then. None by default.
+        near_duplicates: questions of which at least so much is alike (the Jaccard index of their character 5-grams, 0.3 to
+            0.99) also stay together; give all the files of one training at once. Thousands of one form take minutes.
         seed: of the split.
         file_format: jsonl, jsonl.gz or parquet.
         check: write nothing; show that the files' sides share no group, trace, opening, or question with its answer.
@@ -64,16 +60,12 @@ def split(
         raise InputError(
             "--output_dir is missing; name the folder for the split sets, or --check true for files that are split"
         )
+    check_options(validation_share, test_share, by, near_duplicates)
     shares = {"validation": validation_share, "test": test_share}
-    if not all(0.0 <= share < 1.0 for share in shares.values()) or not 0.0 < sum(shares.values()) < 1.0:
-        raise InputError(
-            f"--validation_share is {validation_share} and --test_share {test_share}; give shares from 0 to 1 that leave "
-            "something to train on and something to measure with"
-        )
     parts = ("train", *(part for part, share in shares.items() if share))
     named = {path: path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}") for path in as_paths(input_file)}
     _refuse_others(named, output_dir, {f"{part}.{file_format}" for part in parts})
-    joined = _joined(list(named), by, near_duplicates) if near_duplicates is not None else {}
+    joined = _joined(list(named), near_duplicates) if near_duplicates is not None else {}
     for path, name in named.items():
         outputs = {part: output_dir / f"{name}_{part}.{file_format}" for part in parts}
         program = partial(each, partial(_place, by, seed, shares, joined))
@@ -82,6 +74,18 @@ def split(
             parameters |= {"near_duplicates": near_duplicates, "joined": _digest(joined)}
         counts = run("seeker data split", program, [path], outputs, parameters, strict=strict, force=force, full=True)
         print_counts(f"split {name}", counts)
+
+
+def check_options(validation_share: float, test_share: float, by: str, near_duplicates: float | None) -> None:
+    """Refuse shares that leave a side empty, and a likeness that questions cannot be compared by."""
+    shares = (validation_share, test_share)
+    if not all(0.0 <= share < 1.0 for share in shares) or not 0.0 < sum(shares) < 1.0:
+        raise InputError(
+            f"--validation_share is {validation_share} and --test_share {test_share}; give shares from 0 to 1 that leave "
+            "something to train on and something to measure with"
+        )
+    if near_duplicates is not None and (by != "question" or not LEAST <= near_duplicates <= MOST):
+        raise InputError(f"--near_duplicates is {near_duplicates} and --by {by}; give {LEAST} to {MOST}, and --by question")
 
 
 def _refuse_others(named: Mapping[Path, str], folder: Path, written: set[str]) -> None:
@@ -94,40 +98,10 @@ def _refuse_others(named: Mapping[Path, str], folder: Path, written: set[str]) -
             raise InputError(f"{other} is there from another split of {name}; delete it, or give another --output_dir")
 
 
-def check_files(paths: Sequence[Path]) -> dict[str, int]:
-    """Return the rows of each side of files that are split.
-
-    Raises:
-        InputError: a file's name does not say its side, there is one side only, or two share something.
-    """
-    sides: dict[str, set[str]] = {}
-    rows: Counter[str] = Counter()
-    for path in paths:
-        stem = path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}")
-        side = stem.rpartition("_")[2]
-        if side not in SPLITS:
-            raise InputError(f"{path} does not say which side it is; its name must end with _train, _validation or _test")
-        for number, row in read_rows(path):
-            try:
-                record = Conversation.from_row(row) if "messages" in row else Question.from_row(row)
-            except ROW_ERRORS as error:
-                raise InputError(f"{path}, line {number}: {error}") from error
-            sides.setdefault(side, set()).update(marks(record))
-            rows[side] += 1
-    if len(sides) < 2:
-        raise InputError(f"the files are all of one side, {', '.join(sides)}; give those of two or three")
-    refuse_overlap(sides)
-    return dict(rows)
-
-
-def _joined(paths: Sequence[Path], by: str, near_duplicates: float) -> dict[str, str]:
+def _joined(paths: Sequence[Path], near_duplicates: float) -> dict[str, str]:
     """Return, for the groups of questions that are like others', the group that they go with."""
-    if by != "question" or not 0.0 < near_duplicates < 1.0:
-        raise InputError(
-            f"--near_duplicates is {near_duplicates} and --by {by}; give a share over 0 and under 1, and --by question"
-        )
     questions: dict[str, str] = {}
-    for chunk in read_chunks(paths, CHUNK_BYTES):
+    for chunk in chunked(paths):
         for _, row, _ in chunk.rows():
             if isinstance(row, dict) and (question := str(row.get("question") or "")):
                 questions.setdefault(question_group(question), question)

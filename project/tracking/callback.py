@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from project.files import file_digest
-from project.manifests import read_manifest
+from project.manifests import manifest_of
 from project.tracking.logger import SeekerLogger, flatten
 from project.tracking.store import MANIFESTS, RUN_ID_FILE, project_root, run_folder_id
 from project.writing import write_text
@@ -120,7 +120,7 @@ class TrackRun(Callback):
             logger.experiment.set_tag(logger.run_id, f"dataset.{name}", digest)
             logger.experiment.set_tag(logger.run_id, f"dataset_file.{name}", str(path))
             uri = Path(path).resolve().as_uri()
-            manifest = read_manifest(Path(path))
+            manifest = manifest_of(Path(path), digest)
             if manifest:
                 text = json.dumps(manifest, ensure_ascii=False, indent=1)
                 logger.experiment.log_text(logger.run_id, text, f"{MANIFESTS}/{name}.json")

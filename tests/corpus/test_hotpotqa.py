@@ -119,6 +119,16 @@ def test_test_questions_do_not_depend_on_traces_or_validation(tmp_path):
     assert questions(tmp_path / "a", "test") == questions(tmp_path / "b", "test")
 
 
+def test_no_traces_of_other_splits_are_left_beside_new_questions(tmp_path, capsys):
+    source = write(tmp_path / "hotpot.jsonl", [row(n) for n in range(10)])
+    traces = write(tmp_path / "traces.jsonl.gz", [trace(n) for n in range(12)])
+    assert run(source, tmp_path / "out", *SMALL, "--traces", str(traces)) == 0
+    assert run(source, tmp_path / "out", *SMALL, "--seed", "1") == 2
+    assert "traces_train.jsonl is there from another run; give --traces too" in capsys.readouterr().err
+    assert run(source, tmp_path / "out", *SMALL, "--seed", "1", "--force", "true") == 0
+    assert not list((tmp_path / "out").glob("traces_train*"))
+
+
 def test_traces_on_kept_back_questions_are_dropped_and_counted(tmp_path, capsys):
     source = write(tmp_path / "hotpot.jsonl", [row(n) for n in range(10)])
     given = [trace(n) for n in range(12)]  # 10 and 11 are no question of the file

@@ -163,7 +163,7 @@ def test_flat_rows_give_the_same_items(tmp_path):
     assert read_items(str(flat)) == read_items(str(source))
 
 
-def test_hub_id_loads_every_split(monkeypatch):
+def test_hub_id_loads_every_split(monkeypatch, tmp_path, capsys):
     import datasets
 
     row = {"id": "1", "title": "T", "context": "C", "question": "Q?", "answers": {"text": ["C"], "answer_start": [0]}}
@@ -177,6 +177,14 @@ def test_hub_id_loads_every_split(monkeypatch):
     items = read_items("rajpurkar/squad_v2")
     assert asked == ["rajpurkar/squad_v2"]
     assert [(item.id, item.answers) for item in items] == [("1", ("C",)), ("2", ())]
+
+    assert run("rajpurkar/squad_v2", tmp_path / "out") == 2  # two questions of one article cannot be split
+    rows = [row | {"id": str(n), "title": f"T{n}"} for n in range(6)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": rows})
+    assert run("rajpurkar/squad_v2", tmp_path / "out") == 0
+    rows.append(row | {"id": "new", "title": "new"})
+    assert run("rajpurkar/squad_v2", tmp_path / "out") == 2
+    assert "was made with digest=" in capsys.readouterr().err
 
     def unreachable(name: str) -> None:
         raise ConnectionError("no network")

@@ -12,7 +12,7 @@ from project.cli import main
 from project.files import read_rows
 from project.records import Conversation, Message, Trace
 from project.traces.filters import ALIKE
-from project.traces.near_duplicates import bands, bands_for, groups_of, likeness, shingles
+from project.traces.near_duplicates import LEAST, MOST, bands, bands_for, groups_of, likeness, shingles, signature
 from project.traces.table import question_group
 from project.writing import write_records
 
@@ -42,7 +42,7 @@ def test_bands_meet_as_often_as_they_should():
     for _ in range(400):
         words = dice.choices(WORDS, k=60)
         one, other = " ".join(words), " ".join([*words, *dice.choices(WORDS, k=4)])
-        met += not set(bands(one, *ALIKE)).isdisjoint(bands(other, *ALIKE))
+        met += not set(bands(signature(one), *ALIKE)).isdisjoint(bands(signature(other), *ALIKE))
         expected += 1 - (1 - likeness(shingles(one), shingles(other)) ** 13) ** 9
     assert met == pytest.approx(expected, abs=3 * (400 * 0.25) ** 0.5)
 
@@ -89,15 +89,16 @@ def test_near_duplicates_are_left_out(tmp_path, capsys):
         trace(search("q"), result(long + " too"), answer("x"), ident="nearly"),
         trace(search("q"), result(other), answer("x"), ident="other"),
         trace(search("Q!"), result(long), answer("x"), ident="same"),
+        trace(search("q"), result(long), answer("y"), ident="asked", question="Which currency has Mongolia?"),
     ]
     write_records(tmp_path / "raw.jsonl", rows)
     out = tmp_path / "traces.jsonl"
     command = ["data", "traces", "--input_file", str(tmp_path / "raw.jsonl"), "--output_file", str(out), "--force", "true"]
     assert main([*command, "--filters", "[no_near_duplicates]"]) == 0
-    assert [Trace.from_row(row).id for _, row in read_rows(out)] == ["first", "other"]
+    assert [Trace.from_row(row).id for _, row in read_rows(out)] == ["first", "other", "asked"]
     assert "duplicates left out of traces │     2" in capsys.readouterr().out
     assert main([*command, "--filters", "[no_duplicates]"]) == 0
-    assert [Trace.from_row(row).id for _, row in read_rows(out)] == ["first", "nearly", "other"]
+    assert [Trace.from_row(row).id for _, row in read_rows(out)] == ["first", "nearly", "other", "asked"]
 
 
 def asked(ident, question):
@@ -143,13 +144,30 @@ def test_questions_that_are_alike_stay_together(tmp_path, capsys):
     assert "with a question like another │" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [["--near_duplicates", "1"], ["--near_duplicates", "0.8", "--by", "trace"]])
-def test_near_duplicates_need_questions_and_a_share(tmp_path, capsys, options):
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("split", ["--near_duplicates", "0.999"]),
+        ("split", ["--near_duplicates", "0.8", "--by", "trace"]),
+        ("prepare", ["--near_duplicates", "0.1"]),
+    ],
+)
+def test_near_duplicates_need_questions_and_a_share(tmp_path, capsys, verb, options):
     write_records(tmp_path / "one.jsonl", [asked("a", "why?"), asked("b", "who?")])
-    command = ["data", "split", "--input_file", str(tmp_path / "one.jsonl"), "--output_dir", str(tmp_path / "sets")]
+    command = ["data", verb, "--input_file", str(tmp_path / "one.jsonl"), "--output_dir", str(tmp_path / "sets")]
     assert main([*command, *options]) == 2
-    assert "give a share over 0 and under 1, and --by question" in capsys.readouterr().err
+    assert "give 0.3 to 0.99, and --by question" in capsys.readouterr().err
     assert not (tmp_path / "sets").exists()
+
+
+@pytest.mark.parametrize("threshold", [LEAST, MOST])
+def test_the_least_and_the_most_likeness(threshold):
+    texts = {
+        "a": "which river flows through it",
+        "b": "which river flows through it?",
+        "c": "who wrote the theory of the engine",
+    }
+    assert groups_of(texts, threshold) == {"a": "a", "b": "a"}
 
 
 @pytest.mark.shared

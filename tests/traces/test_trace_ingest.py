@@ -195,6 +195,8 @@ def by_the_word(tmp_path):
     """A folder whose tokenizer has a token a word."""
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding()
     (tmp_path / "model").mkdir()
     tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
     return tmp_path / "model"
@@ -221,7 +223,12 @@ def test_a_budget_of_tokens_and_a_language(tmp_path, by_the_word, capsys):
         "removed by tokens < 40": 1,
         "removed by language = 'en'": 1,
     }
-    assert read_manifest(tmp_path / "traces.jsonl")["parameters"]["tokenizer"] == str(by_the_word)
+    assert len(read_manifest(tmp_path / "traces.jsonl")["parameters"]["tokenizer"]) == 16
+
+
+def test_tokens_of_half_a_surrogate_pair(tmp_path, by_the_word):
+    rows = [TWO_HOPS, trace(think("I think so. \ud83d cut"), search("q"), result("\x00"), answer("x"), ident="half")]
+    assert ingested(tmp_path, rows, "tokens < 4000", tokenizer=by_the_word)[0] == ["t1", "half"]
 
 
 def test_a_tokenizer_that_is_not_there(tmp_path, capsys):

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trace_samples import TWO_HOPS, answer, result, search, think, trace, traces
 
+from project import streams
 from project.cli import main
 from project.dialects import get_dialect
 from project.files import read_records, read_rows
 from project.manifests import read_manifest
-from project.records import Conversation, Message
+from project.records import Conversation, Message, Question
 from project.streams import Made
 from project.traces.phases import PHASES, Settings, of_row, previous_turn, summary_only, summary_prefix
 from project.traces.split import group_of, place
@@ -273,3 +274,21 @@ def test_a_split_that_cannot_be(tmp_path, monkeypatch, capsys, args, said):
     assert run("split", "--input_file", "c.jsonl", *args) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_check_over_many_chunks_names_what_is_shared_and_what_cannot_be_read(tmp_path, capsys, monkeypatch):
+    """Sides larger than a chunk are read in processes of their own."""
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 2_000)
+    rows = [Question(f"q{n}", f"Question {n}?", (f"answer {n}",), group=f"g{n}").to_row() for n in range(200)]
+    train, test = tmp_path / "q_train.jsonl", tmp_path / "q_test.jsonl"
+    write_rows(train, rows[:150])
+    write_rows(test, rows[150:])
+    command = ["data", "split", "--check", "true", "--input_file", f"[{train},{test}]"]
+    assert main(command) == 0
+    assert "│ train │   150 │" in capsys.readouterr().out
+    write_rows(test, [*rows[150:], rows[3] | {"id": "other", "group": "other"}])
+    assert main(command) == 2
+    assert "share the answer to 'question 3', 'answer 3'; split them by group" in capsys.readouterr().err
+    test.write_text(test.read_text() + "{broken\n")
+    assert main(command) == 2
+    assert f"{test}, line 52: not JSON" in capsys.readouterr().err

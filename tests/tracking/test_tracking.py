@@ -9,19 +9,19 @@ import yaml
 from pytest import CaptureFixture
 
 from project.cli import main
-from project.files import file_digest
-from project.manifests import plan, read_manifest, write_manifest
+from project.files import file_digest, read_rows
+from project.manifests import plan, read_manifest, write_outputs
 from project.tracking.logger import SeekerLogger
 from project.tracking.store import all_runs, client, dataset_manifests, find_run, metric_curve, run_params
 
 
 def test_a_run_records_what_its_data_was_made_from(config: Path, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     train, table, raw = (tmp_path / f"{name}.jsonl" for name in ("train", "table", "raw"))
-    for path in (table, raw):
-        path.write_text('{"id": "1"}\n')
-    made = {"rows": 3, "digest": file_digest(train)}
-    write_manifest(plan("seeker data traces", {"filters": ["correct"]}, [raw]), {table: {}}, {})
-    write_manifest(plan("seeker data split", {"seed": 7}, [table]), {train: made}, {})
+    raw.write_text('{"id": "1"}\n')
+    rows = [row for _, row in read_rows(train)]
+    write_outputs(plan("seeker data traces", {"filters": ["correct"]}, [raw]), {table: [{"id": "1"}]})
+    write_outputs(plan("seeker data split", {"seed": 7}, [table]), {train: rows}, force=True)
+    made = {"rows": len(rows), "digest": file_digest(train)}
     assert main(["fit", "--config", str(config)]) == 0
     (found,) = dataset_manifests(find_run("first").info.run_id).values()
     assert found == read_manifest(train)
