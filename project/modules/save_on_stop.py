@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training after the micro-batch at hand, saved, with the words that continue it."""
+"""Ctrl-C and SIGTERM end a training after the micro-batch or validation at hand, saved, with the words that continue it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class SaveOnStop(Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._interrupted = False
-        self._before: Any = None
+        self._asked: int | None = None
+        """The signal that came."""
+        self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over Ctrl-C, which would otherwise end the training anywhere."""
+        """Take over both signals: Ctrl-C would end the training anywhere, SIGTERM also inside a validation, unsaved."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._interrupt)
+            self._before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ANN401
         """Save and stop where that was asked for.
@@ -36,12 +37,12 @@ class SaveOnStop(Callback):
         self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do so after a validation too: Lightning would end the run before the next micro-batch, unsaved."""
+        """Do so after a validation too."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        asked = self._interrupted or trainer.received_sigterm
+        asked = self._asked is not None or trainer.received_sigterm  # Lightning heard one before training started
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked:
@@ -52,17 +53,20 @@ class SaveOnStop(Callback):
         if trainer.is_global_zero:
             step = trainer.global_step
             sys.stderr.write(f"seeker: stopped after step {step}; go on with the same command and --ckpt_path {path}\n")
-        raise KeyboardInterrupt if self._interrupted else SIGTERMException
+        raise KeyboardInterrupt if self._asked == signal.SIGINT else SIGTERMException
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give Ctrl-C back."""
-        if self._before is not None and signal.getsignal(signal.SIGINT) == self._interrupt:
-            signal.signal(signal.SIGINT, self._before)
-        self._before, self._interrupted = None, False
+        """Give the signals back."""
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._interrupt:
+                signal.signal(number, before)
+        self._before, self._asked = {}, None
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if self._interrupted:
+        del frame
+        if number == signal.SIGINT and self._asked == signal.SIGINT:
             raise KeyboardInterrupt
-        self._interrupted = True
-        sys.stderr.write("\nseeker: stopping after this micro-batch or update; press again to stop at once, unsaved\n")
+        if self._asked is None:
+            again = "; press again to stop at once, unsaved" if number == signal.SIGINT else ""
+            sys.stderr.write(f"\nseeker: stopping after this micro-batch, update or validation{again}\n")
+        self._asked = number

@@ -152,11 +152,11 @@ def test_a_checkpoint_saved_inside_a_micro_batch_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("where", ["on_train_batch_start", "on_validation_start"])
+@pytest.mark.parametrize("where", ["on_train_batch_start", "on_train_batch_end", "on_validation_batch_start"])
 def test_a_training_that_is_asked_to_stop_saves_first(tmp_path, capsys, number, where):
-    """Inside a step of two micro-batches, and in the validation after the second step."""
+    """Inside a step of two micro-batches, right after `SaveOnStop` looked, and in the validation after the second step."""
     folder = tiny_model_folder(tmp_path / "model")
-    for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
+    for name, numbers in (("train", range(10)), ("validation", range(20, 40))):
         write_rows(tmp_path / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
 
     class Ask(Callback):
@@ -164,17 +164,22 @@ def test_a_training_that_is_asked_to_stop_saves_first(tmp_path, capsys, number, 
             if where == "on_train_batch_start" and batch_idx == 2:
                 os.kill(os.getpid(), number)
 
-        def on_validation_start(self, trainer, pl_module):
-            if where == "on_validation_start":
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if where == "on_train_batch_end" and batch_idx == 0:
+                os.kill(os.getpid(), number)
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            if where == "on_validation_batch_start" and batch_idx == 0:
+                assert trainer.num_val_batches[0] > 1
                 os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGINT)
     options = {"accumulate": 2, "limit_val_batches": 1.0, "max_epochs": 2}
     with pytest.raises(SystemExit):
-        fit(make_module(folder), make_data(tmp_path), tmp_path / "run", callbacks=[Ask(), SaveOnStop()], **options)
+        fit(make_module(folder), make_data(tmp_path), tmp_path / "run", callbacks=[SaveOnStop(), Ask()], **options)
     signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    step = 1 if where == "on_train_batch_start" else 2
+    step = 2 if where == "on_validation_batch_start" else 1
     assert f"seeker: stopped after step {step}; go on with the same command and --ckpt_path" in capsys.readouterr().err
     resumed = fit(make_module(folder), make_data(tmp_path), tmp_path / "run", ckpt_path=path, **options)
     whole = fit(make_module(folder), make_data(tmp_path), tmp_path / "whole", **options)
