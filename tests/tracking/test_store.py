@@ -1,5 +1,7 @@
 """The store: where it is, how a run is found, and which of two values at one step counts."""
 
+import errno
+import fcntl
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -73,3 +75,11 @@ def test_two_runs_can_make_the_store_at_once(tmp_path: Path, logger_first: bool)
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(client().search_runs([experiment.experiment_id for experiment in client().search_experiments()])) == 2
+
+
+def test_a_file_system_without_locks_has_a_store_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    assert client().search_experiments()
