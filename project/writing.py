@@ -73,6 +73,11 @@ def suffix_of(path: Path | str) -> str:
     return Path(path).name.removesuffix(".gz").rsplit(".", 1)[-1]
 
 
+def stem_of(path: Path) -> str:
+    """Return a file's name without its suffix, `.gz` included."""
+    return path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}")
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside `path` that is renamed to it on success and removed on failure.

@@ -17,7 +17,7 @@ from project.files import Chunk
 from project.overlap import marks, refuse_overlap
 from project.records import Conversation, Question
 from project.streams import ROW_ERRORS, chunked, in_processes
-from project.writing import suffix_of
+from project.writing import stem_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ def check_files(paths: Sequence[Path]) -> dict[str, int]:
 
 def side_of(path: Path) -> str:
     """Return the side that a file's name ends with."""
-    side = path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}").rpartition("_")[2]
+    side = stem_of(path).rpartition("_")[2]
     if side not in SPLITS:
         raise InputError(f"{path} does not say which side it is; its name must end with _train, _validation or _test")
     return side

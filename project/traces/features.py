@@ -125,9 +125,9 @@ def load_tokenizer(name: str | None) -> Tokenizer:
         else:
             tokenizer = Tokenizer.from_pretrained(str(name))
     except Exception as error:
+        cause = str(error).partition("\n")[0]
         raise InputError(
-            f"--tokenizer '{name}' gives no tokenizer.json ({str(error).splitlines()[0]}); give a model's folder or its name "
-            "on the hub"
+            f"--tokenizer '{name}' gives no tokenizer.json ({cause}); give a model's folder or its name on the hub"
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -21,7 +21,7 @@ from project.records import Row
 from project.traces.card import Part, by_config, without_folders, write_card
 from project.traces.check import SPLITS, check_files
 from project.traces.table import as_paths, print_counts
-from project.writing import suffix_of, write_text
+from project.writing import stem_of, suffix_of, write_text
 
 Place = Callable[[Path, Path], object]
 """Puts a file at a place in the tree: copies it, or links to it."""
@@ -127,7 +127,7 @@ def _part(path: Path) -> Part:
     if kind_of(path) not in ("parquet", "jsonl"):
         raise InputError(f"{path} cannot be pushed; its suffix must be .parquet, .jsonl or .jsonl.gz")
     manifest, told = _vouched(path)
-    stem = path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}")
+    stem = stem_of(path)
     name, _, side = stem.rpartition("_")
     config, split = (name or "default", side) if side in SPLITS else (stem, "train")
     if not re.fullmatch(r"\w[\w.-]*", config, re.ASCII):

@@ -20,7 +20,7 @@ from project.traces.check import SPLITS, check_files
 from project.traces.near_duplicates import LEAST, MOST, groups_of
 from project.traces.phases import FileFormat
 from project.traces.table import as_paths, print_counts, question_group
-from project.writing import suffix_of
+from project.writing import stem_of
 
 
 def split(
@@ -63,7 +63,7 @@ def split(
     check_options(validation_share, test_share, by, near_duplicates)
     shares = {"validation": validation_share, "test": test_share}
     parts = ("train", *(part for part, share in shares.items() if share))
-    named = {path: path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}") for path in as_paths(input_file)}
+    named = {path: stem_of(path) for path in as_paths(input_file)}
     _refuse_others(named, output_dir, {f"{part}.{file_format}" for part in parts})
     joined = _joined(list(named), near_duplicates) if near_duplicates is not None else {}
     for path, name in named.items():
