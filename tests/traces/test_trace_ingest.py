@@ -1,5 +1,6 @@
 """`seeker data traces` and `tidy`: uniform traces, filters with counts, rows that cannot be read are listed."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -224,6 +225,19 @@ def test_a_budget_of_tokens_and_a_language(tmp_path, by_the_word, capsys):
         "removed by language = 'en'": 1,
     }
     assert len(read_manifest(tmp_path / "traces.jsonl")["parameters"]["tokenizer"]) == 16
+
+
+def test_what_another_tokenizer_counted_is_not_taken_for_the_same(tmp_path, by_the_word, capsys):
+    ingested(tmp_path, [TWO_HOPS], "tokens < 4000", tokenizer=by_the_word)
+    moved = shutil.copytree(by_the_word, tmp_path / "moved")
+    command = ["data", "traces", "--input_file", str(tmp_path / "raw.jsonl"), "--output_file", str(tmp_path / "traces.jsonl")]
+    command += ["--filters", "[tokens < 4000]", "--tokenizer"]
+    assert main([*command, str(moved)]) == 0  # what counts is the tokenizer, not where it lies
+    other = tmp_path / "other"
+    other.mkdir()
+    Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(other / "tokenizer.json"))
+    assert main([*command, str(other)]) == 2
+    assert "was made with tokenizer=" in capsys.readouterr().err
 
 
 def test_tokens_of_half_a_surrogate_pair(tmp_path, by_the_word):
