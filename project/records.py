@@ -133,6 +133,13 @@ class Passage:
     start: int = 0
     end: int = 0
     """Offsets in characters into the source document."""
+    section: str = ""
+    """The heading under which it begins, below those above it."""
+
+    @property
+    def document(self) -> str:
+        """Id of the document that it is a piece of; its own where it is whole."""
+        return self.source if self.source and self.id.startswith(f"{self.source}#") else self.id
 
     @property
     def contents(self) -> str:
@@ -149,7 +156,8 @@ class Passage:
             quoted = len(head) > 1 and head[0] == head[-1] == '"'
             return cls(ident, head[1:-1] if quoted else head, text)
         title, text = str(row.get("title") or ""), _require(row, "text", str)
-        return cls(ident, title, text, str(row.get("source") or ""), int(row.get("start") or 0), int(row.get("end") or 0))
+        source, section = str(row.get("source") or ""), str(row.get("section") or "")
+        return cls(ident, title, text, source, int(row.get("start") or 0), int(row.get("end") or 0), section)
 
     def to_row(self) -> Row:
         """Return the passage as a JSON object."""

@@ -20,7 +20,7 @@ from functools import partial
 from itertools import chain, compress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from project.errors import InputError
 from project.files import kind_of, read_chunks
@@ -38,29 +38,51 @@ ROW_ERRORS = (ValueError, TypeError, AttributeError, LookupError, OverflowError,
 """What a program may raise for a row that it does not take; the message is the reason."""
 
 
+Keys = tuple[str | bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a row is compared by with the rows of all chunks; see `Made.put`."""
+
+    once: Keys
+    alike: Keys
+    named: tuple[str, Literal["rename", "refuse"]] | None
+
+
 @dataclass(slots=True)
 class Made:
     """What a program made of a chunk."""
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     """By output."""
-    keys: dict[str, list[tuple[str | bytes, ...]]] = field(default_factory=dict)
-    ids: dict[str, list[str | None]] = field(default_factory=dict)
+    marks: dict[str, list[Marks]] = field(default_factory=dict)
+    """For each row, what the rows of all chunks are compared by."""
     counts: Counter[str] = field(default_factory=Counter)
     rejected: list[Row] = field(default_factory=list)
 
-    def put(self, output: str, row: Row, *, once: tuple[str | bytes, ...] = (), unique: bool = False) -> None:
+    def put(
+        self, output: str, row: Row, *, once: Keys = (), alike: Keys = (), same_id: Literal["", "rename", "refuse"] = ""
+    ) -> None:
         """Add a row to an output.
 
         Args:
             output: the output's name.
             row: a JSON object.
             once: keys; a row that shares one with a row before, which was written, is left out.
-            unique: where the row's `id` was written before, it gets `~2`, `~3`, ….
+            alike: keys; a row that shares one with a row before is counted, and stays.
+            same_id: where the row's `id` was written before, it gets `~2`, `~3`, …, or the run stops.
         """
         self.rows.setdefault(output, []).append(row)
-        self.keys.setdefault(output, []).append(once)
-        self.ids.setdefault(output, []).append(str(row["id"]) if unique else None)
+        named = (str(row["id"]), same_id) if same_id else None
+        self.marks.setdefault(output, []).append(Marks(once, alike, named))
+
+    def add(self, other: Made) -> None:
+        """Take over what was made of a further row."""
+        self.counts.update(other.counts)
+        for name in other.rows:
+            self.rows.setdefault(name, []).extend(other.rows[name])
+            self.marks.setdefault(name, []).extend(other.marks[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +108,17 @@ def each(make: Callable[[Row, Made], None], rows: Sequence[Placed], made: Made) 
         except ROW_ERRORS as error:
             yield placed, str(error)
             continue
-        made.counts.update(one.counts)
-        for name in one.rows:
-            made.rows.setdefault(name, []).extend(one.rows[name])
-            made.keys.setdefault(name, []).extend(one.keys[name])
-            made.ids.setdefault(name, []).extend(one.ids[name])
+        made.add(one)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """A chunk's rows, encoded as their outputs are."""
 
-    file: Path
+    given: Path
+    """The input that it belongs to."""
     encoded: dict[str, Encoded]
-    keys: dict[str, list[tuple[str | bytes, ...]]]
-    ids: dict[str, list[str | None]]
+    marks: dict[str, list[Marks]]
     counts: Counter[str]
     rejected: list[Row]
     rows: int
@@ -118,11 +136,12 @@ def run(
     strict: bool = False,
     force: bool = False,
     full: bool = False,
+    chunks: Callable[[Sequence[Path]], Iterator[Readable]] | None = None,
 ) -> Counter[str] | None:
     """Apply a program to files, and return its counts; None where the outputs are there already, made the same way.
 
-    The counts hold `rows read`, `rows rejected: REASON`, `duplicates left out of OUTPUT`, what the program counted, and
-    `OUTPUT written`.
+    The counts hold `rows read`, `rows rejected: REASON`, `duplicates left out of OUTPUT`, `duplicates in OUTPUT`, what the
+    program counted, and `OUTPUT written`.
 
     Args:
         name: of the program, for the manifest and the progress bar: `seeker data steps`.
@@ -133,6 +152,7 @@ def run(
         strict: stop at the first row that is not taken.
         force: replace outputs that were made otherwise.
         full: no output may stay empty; without it not all of them may.
+        chunks: reads the inputs; by default files of rows.
 
     Raises:
         InputError: an input is missing, empty, or holds no row that the program takes; an output would be an input, is there
@@ -140,8 +160,10 @@ def run(
     """
     rejects = rejected_path(next(iter(outputs.values())))
     refuse_inputs((*outputs.values(), rejects), inputs)
-    for path in inputs:
-        kind_of(path)
+    if chunks is None:
+        chunks = chunked
+        for path in inputs:
+            kind_of(path)
     planned = plan(name, parameters, inputs)
     if is_made(planned, list(outputs.values()), force=force) and not (strict and rejects.exists()):
         return None
@@ -149,7 +171,7 @@ def run(
         sinks = {output: stack.enter_context(Sink(path)) for output, path in outputs.items()}
         refused = stack.enter_context(Sink(rejects))
         work = partial(_work, program, {output: path.name for output, path in outputs.items()})
-        results = stack.enter_context(in_processes(name, work, inputs))
+        results = stack.enter_context(in_processes(name, work, chunks(inputs)))
         counts = _write(results, sinks, refused, strict=strict)
         _refuse_empty(sinks, counts, full=full)
         for sink in sinks.values():
@@ -169,18 +191,18 @@ def rejected_path(output: Path) -> Path:
 
 def _write(results: Iterator[Result], sinks: Mapping[str, Sink], refused: Sink, *, strict: bool) -> Counter[str]:
     counts: Counter[str] = Counter()
+    read: Counter[Path] = Counter()
     taken: Counter[Path] = Counter()
     first: dict[Path, str] = {}
     reasons: set[str] = set()
-    seen: dict[str, set[int]] = {output: set() for output in sinks}
-    named: dict[str, Counter[int]] = {output: Counter() for output in sinks}
+    compared = {output: Compared(path.path.name) for output, path in sinks.items()}
     for result in results:
-        counts["rows read"] += result.rows
-        taken[result.file] += result.rows - len(result.rejected)
+        read[result.given] += result.rows
+        taken[result.given] += result.rows - len(result.rejected)
         counts.update(result.counts)
         for row in result.rejected:
             reason = f"{row['file']}, line {row['line']}: {row['reason']}"
-            first.setdefault(result.file, reason)
+            first.setdefault(result.given, reason)
             if strict:
                 raise InputError(reason)
             if row["reason"] in reasons or len(reasons) < MOST_REASONS:
@@ -189,16 +211,17 @@ def _write(results: Iterator[Result], sinks: Mapping[str, Sink], refused: Sink, 
         if result.rejected:
             refused.write(encode(result.rejected, refused.path.name))
         for output, encoded in result.encoded.items():
-            fresh = [_is_first(keys, seen[output]) for keys in result.keys[output]]
-            _make_unique(encoded, compress(enumerate(result.ids[output]), fresh), named[output])
+            fresh, names = compared[output].look(result.marks[output])
+            encoded.rename(names)
             counts[f"duplicates left out of {output}"] += fresh.count(False)
             sinks[output].write(encoded if all(fresh) else encoded.only(fresh))
             _check_disk(sinks[output], result.share)
     for output, sink in sinks.items():
+        counts[f"duplicates in {output}"] = compared[output].alike
         counts[f"{output} written"] = sink.rows
-    if unread := next((path for path in taken if not taken[path]), None):
-        raise InputError(f"{first[unread]} (no row of the file could be read)")
-    return +counts
+    if unread := next((path for path in read if not taken[path]), None):
+        raise InputError(f"{first[unread]} (nothing of the input could be read)")
+    return +(Counter({"rows read": read.total()}) + counts)
 
 
 def _refuse_empty(sinks: Mapping[str, Sink], counts: Mapping[str, int], *, full: bool) -> None:
@@ -208,31 +231,44 @@ def _refuse_empty(sinks: Mapping[str, Sink], counts: Mapping[str, int], *, full:
         raise InputError(f"nothing is left for {', '.join(empty)} of {counts['rows read']} rows ({why})")
 
 
-def _make_unique(encoded: Encoded, idents: Iterable[tuple[int, str | None]], named: Counter[int]) -> None:
-    names: dict[int, str] = {}
-    for index, ident in idents:
-        if ident is None:
-            continue
-        name = ident
-        while named[hash(name)]:
-            named[hash(ident)] += 1
-            name = f"{ident}~{named[hash(ident)]}"
-        named[hash(name)] += 1
-        if name != ident:
-            names[index] = name
-    if names:
-        encoded.rename(names)
+class Compared:
+    """The marks of all rows of an output that were written; 64 bits of each key stand for it."""
 
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self.alike = 0
+        """How many rows share a key with one before, and stay."""
+        self._once: set[int] = set()
+        self._alike: set[int] = set()
+        self._named: Counter[int] = Counter()
 
-def _is_first(keys: tuple[str | bytes, ...], seen: set[int]) -> bool:
-    """Return whether all keys are new, and note them if so; 64 bits of each stand for it."""
-    if not keys:
+    def look(self, marks: Sequence[Marks]) -> tuple[list[bool], dict[int, str]]:
+        """Note a chunk's marks; return which rows stay, and those `id`s that must change, by the row's number in the chunk."""
+        fresh = [self._is_first(mark) for mark in marks]
+        names: dict[int, str] = {}
+        for index, mark in compress(enumerate(marks), fresh):
+            if mark.named and (name := self._name(*mark.named)) != mark.named[0]:
+                names[index] = name
+        return fresh, names
+
+    def _is_first(self, mark: Marks) -> bool:
+        once, alike = {hash(key) for key in mark.once}, {hash(key) for key in mark.alike}
+        if not once.isdisjoint(self._once):
+            return False
+        self.alike += not alike.isdisjoint(self._alike)
+        self._once |= once
+        self._alike |= alike
         return True
-    found = {hash(key) for key in keys}
-    if not found.isdisjoint(seen):
-        return False
-    seen |= found
-    return True
+
+    def _name(self, ident: str, same_id: str) -> str:
+        name = ident
+        while self._named[hash(name)]:
+            if same_id == "refuse":
+                raise InputError(f"'{ident}' would be the id of two different rows of {self.output}; ids must differ")
+            self._named[hash(ident)] += 1
+            name = f"{ident}~{self._named[hash(ident)]}"
+        self._named[hash(name)] += 1
+        return name
 
 
 def _check_disk(sink: Sink, share: float) -> None:
@@ -243,6 +279,25 @@ def _check_disk(sink: Sink, share: float) -> None:
             f"{sink.path} would take about {(sink.bytes + left) / 1e9:.1f} GB, and {(free + sink.bytes) / 1e9:.1f} GB are "
             "free; write .parquet, which is smaller, or into another folder"
         )
+
+
+class Readable(Protocol):
+    """Some rows that are not parsed yet: a part of a file, or a document. It is sent to other processes."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def given(self) -> Path:
+        """The input that it belongs to."""
+
+    @property
+    def share(self) -> float:
+        """How much of all input ends with it, from 0 to 1."""
+
+    def rows(self) -> Iterator[tuple[int, Row | str, str]]:
+        """Yield (line, object, ""), or (line, text, reason) of what cannot be read."""
 
 
 class Part(Protocol):
@@ -266,9 +321,8 @@ def chunked(inputs: Sequence[Path]) -> Iterator[Chunk]:
 
 
 @contextmanager
-def in_processes(name: str, work: Callable[[Chunk], P], inputs: Sequence[Path]) -> Iterator[Iterator[P]]:
+def in_processes(name: str, work: Callable[[Readable], P], chunks: Iterator[Readable]) -> Iterator[Iterator[P]]:
     """Give what is made of each chunk, in order; small inputs are done in this process."""
-    chunks = chunked(inputs)
     first = [chunk for _, chunk in zip(range(2), chunks, strict=False)]
     if len(first) < 2:
         yield map(work, first)
@@ -285,7 +339,7 @@ def in_processes(name: str, work: Callable[[Chunk], P], inputs: Sequence[Path]) 
         pool.shutdown(cancel_futures=True)
 
 
-def _ordered(pool: ProcessPoolExecutor, work: Callable[[Chunk], P], chunks: Iterable[Chunk], ahead: int) -> Iterator[P]:
+def _ordered(pool: ProcessPoolExecutor, work: Callable[[Readable], P], chunks: Iterable[Readable], ahead: int) -> Iterator[P]:
     running: deque[Future[P]] = deque()
     for chunk in chunks:
         running.append(pool.submit(work, chunk))
@@ -315,7 +369,7 @@ def _shown(name: str, results: Iterator[P]) -> Iterator[P]:
             yield result
 
 
-def _work(program: Program, outputs: Mapping[str, str], chunk: Chunk) -> Result:
+def _work(program: Program, outputs: Mapping[str, str], chunk: Readable) -> Result:
     made = Made()
     rows: list[Placed] = []
     rejected: list[tuple[int, Row]] = []
@@ -331,4 +385,27 @@ def _work(program: Program, outputs: Mapping[str, str], chunk: Chunk) -> Result:
         rejected.append((placed.line, row))
     encoded = {output: encode(made_rows, outputs[output]) for output, made_rows in made.rows.items()}
     listed = [row for _, row in sorted(rejected, key=lambda one: one[0])]
-    return Result(chunk.path, encoded, made.keys, made.ids, made.counts, listed, count, chunk.share)
+    return Result(chunk.given, encoded, made.marks, made.counts, listed, count, chunk.share)
+
+
+def as_paths(input_file: list[Path] | Path) -> list[Path]:
+    """Return the input files of a verb, one or several."""
+    paths = input_file if isinstance(input_file, list) else [input_file]
+    if not paths:
+        raise InputError("--input_file names no file; give one or several")
+    return paths
+
+
+def print_counts(title: str, counts: Mapping[str, int] | None) -> None:
+    """Print a table of counts, one line each; None says that nothing was to be done."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if counts is None:
+        Console().print(f"{title}: the outputs are there, made of the same inputs in the same way; nothing to do")
+        return
+    table = Table("what", "count", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}")
+    Console().print(table)

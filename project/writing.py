@@ -68,6 +68,11 @@ def _json(value: Any) -> bytes:  # noqa: ANN401 - any JSON
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() if b"null" in text else text
 
 
+def is_text(text: str) -> bool:
+    """Return whether a string can be written as UTF-8: it holds no half of a surrogate pair."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def suffix_of(path: Path | str) -> str:
     """Return `jsonl`, `json`, `parquet` or what else a file's name ends with, `.gz` aside."""
     return Path(path).name.removesuffix(".gz").rsplit(".", 1)[-1]
@@ -171,6 +176,8 @@ class Columns:
 
     def rename(self, names: Mapping[int, str]) -> None:
         """Give rows other `id`s."""
+        if not names:
+            return
         import pyarrow as pa
 
         held = [names.get(index, ident) for index, ident in enumerate(self.table["id"].to_pylist())]

@@ -33,7 +33,7 @@ def once(row, made):
 
 
 def unique(row, made):
-    made.put("out", row, unique=True)
+    made.put("out", row, same_id="rename")
 
 
 def die(row, made):

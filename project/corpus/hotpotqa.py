@@ -128,8 +128,7 @@ def parse(row: Row) -> Item:
         ValueError: a field is missing or wrong, or a supporting fact names a title that the context does not hold.
     """
     passages: dict[str, Passage] = {}
-    for number, paragraph in enumerate(_pairs(row, "context", "sentences")):
-        passage = _passage(paragraph, f"context[{number}]")
+    for passage in context_passages(row):
         passages.setdefault(passage.title, passage)
     facts = enumerate(_pairs(row, "supporting_facts", "sent_id"))
     titles = dict.fromkeys(_title(fact, f"supporting_facts[{number}]") for number, fact in facts)
@@ -148,6 +147,15 @@ def parse(row: Row) -> Item:
         extra_info={"level": row.get("level"), "hotpot_split": row.get("hotpot_split")},
     )
     return Item(question, tuple(passages.values()))
+
+
+def context_passages(row: Row) -> list[Passage]:
+    """Return the paragraphs of a row's `context`.
+
+    Raises:
+        ValueError: the field is missing or wrong.
+    """
+    return [_passage(pair, f"context[{number}]") for number, pair in enumerate(_pairs(row, "context", "sentences"))]
 
 
 def _pairs(row: Row, name: str, second: str) -> list[Any]:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from project.errors import InputError
-from project.files import Chunk
 from project.overlap import marks, refuse_overlap
 from project.records import Conversation, Question
-from project.streams import ROW_ERRORS, chunked, in_processes
+from project.streams import ROW_ERRORS, Readable, chunked, in_processes
 from project.writing import stem_of
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def check_files(paths: Sequence[Path]) -> dict[str, int]:
     rows: Counter[str] = Counter()
     for path in paths:
         side_of(path)
-    with in_processes("seeker data split --check", _marked, paths) as found:
+    with in_processes("seeker data split --check", _marked, chunked(paths)) as found:
         for one in found:
             sides.setdefault(one.side, []).append(one.hashes)
             rows[one.side] += one.rows
@@ -70,7 +69,7 @@ class Marked:
     """How much of all files ends with this chunk, from 0 to 1."""
 
 
-def _marked(chunk: Chunk) -> Marked:
+def _marked(chunk: Readable) -> Marked:
     import numpy as np
 
     found, rows = set(), 0
@@ -80,7 +79,7 @@ def _marked(chunk: Chunk) -> Marked:
     return Marked(side_of(chunk.path), np.fromiter(found, np.uint64, len(found)), rows, chunk.share)
 
 
-def _marks(chunk: Chunk) -> Iterator[set[str]]:
+def _marks(chunk: Readable) -> Iterator[set[str]]:
     """Yield the marks of each row; one that is neither a conversation nor a question is an `InputError`."""
     for number, row, reason in chunk.rows():
         if not isinstance(row, dict):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from project.answers import normalise_answer
-from project.errors import InputError
+from project.model_cache import fast_tokenizer
 from project.records import Row, Trace
 from project.traces.table import question_group, step_text
 
 if TYPE_CHECKING:
     import polars as pl
-    from tokenizers import Tokenizer
 
 COSTLY = ("language", "tokens")
 """Columns that are worked out only where they are asked for."""
@@ -102,33 +99,6 @@ def language(trace: Trace) -> str:
 
 def count_tokens(traces: Sequence[Trace], tokenizer: str | None) -> list[int]:
     """Return the tokens of each trace's question and steps."""
-    encoder = load_tokenizer(tokenizer)
+    encoder = fast_tokenizer(tokenizer)
     texts = [[text.encode(errors="replace").decode() for text in trace_texts(trace)] for trace in traces]  # no half surrogates
     return [sum(len(one.ids) for one in encoder.encode_batch_fast(said, add_special_tokens=False)) for said in texts]
-
-
-@cache
-def load_tokenizer(name: str | None) -> Tokenizer:
-    """Return the tokenizer of a model's folder or of a name on the hub, None for the default model's; it neither cuts nor pads.
-
-    Raises:
-        InputError: it cannot be had.
-    """
-    from tokenizers import Tokenizer
-
-    from project.model_cache import default_model
-
-    folder = Path(name) if name else default_model()
-    try:
-        if folder.is_dir():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        else:
-            tokenizer = Tokenizer.from_pretrained(str(name))
-    except Exception as error:
-        cause = str(error).partition("\n")[0]
-        raise InputError(
-            f"--tokenizer '{name}' gives no tokenizer.json ({cause}); give a model's folder or its name on the hub"
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

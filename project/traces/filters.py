@@ -6,15 +6,15 @@ expression removes stays.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from project.errors import InputError
+from project.model_cache import tokenizer_digest
 from project.records import Step, Trace
-from project.traces.features import COSTLY, features, load_tokenizer, trace_texts
+from project.traces.features import COSTLY, features, trace_texts
 from project.traces.near_duplicates import bands, signature
 from project.traces.table import question_group, trace_digest
 
@@ -62,7 +62,7 @@ class Filters:
         """What tells the tokenizer from another, where a filter counts tokens."""
         if "tokens" not in self.costly:
             return None
-        return hashlib.sha256(load_tokenizer(self.tokenizer).to_str().encode()).hexdigest()[:16]
+        return tokenizer_digest(self.tokenizer)
 
     def table(self, traces: Sequence[Trace]) -> pl.DataFrame:
         """Return the columns that the filters are computed from."""

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from project.records import Row, Trace
-from project.streams import ROW_ERRORS, Made, Placed, run
+from project.streams import ROW_ERRORS, Made, Placed, as_paths, print_counts, run
 from project.traces.filters import Filters
 from project.traces.readers import ReaderName, read_trace
-from project.traces.table import as_paths, print_counts, uniform
+from project.traces.table import uniform
 
 
 def traces(
@@ -71,4 +71,4 @@ def ingest(reader: ReaderName, filters: Filters, rows: Sequence[Placed], made: M
         if removed_by:
             made.counts[f"removed by {removed_by}"] += 1
         else:
-            made.put("traces", trace.to_row(), once=filters.keys(trace), unique=True)
+            made.put("traces", trace.to_row(), once=filters.keys(trace), same_id="rename")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from project.dialects import Action, Dialect, clean, format_documents, get_dialect
 from project.records import Conversation, DialectName, Document, Message, Row, Step, Trace, with_weight
-from project.streams import Made, each, run
+from project.streams import Made, as_paths, each, print_counts, run
 from project.traces.readers.observations import by_query
-from project.traces.table import as_paths, parse_trace, print_counts, question_group
+from project.traces.table import parse_trace, question_group
 
 UNREADABLE = "This turn could not be read."
 NOTHING_RETURNED = "The search returned nothing."

@@ -19,11 +19,11 @@ from typing import Literal
 
 from project.dialects import FOLD_REQUEST, Action, Dialect, get_dialect
 from project.records import Conversation, DialectName, Message, Row, Trace, with_weight
-from project.streams import Made, each, run
+from project.streams import Made, as_paths, each, print_counts, run
 from project.traces.multiturn import conversation, problem, steps_messages
 from project.traces.steps import StepSample, split
 from project.traces.summaries import MAX_WORDS, check_max_words, with_summary
-from project.traces.table import as_paths, parse_trace, print_counts
+from project.traces.table import parse_trace
 
 PHASES = ("multiturn", "summary_only", "summary_prefix", "previous_turn")
 FileFormat = Literal["jsonl", "jsonl.gz", "parquet"]

@@ -18,9 +18,9 @@ from project.errors import InputError, SeekerError
 from project.files import file_digest, kind_of
 from project.manifests import manifest_path, read_manifest
 from project.records import Row
+from project.streams import as_paths, print_counts
 from project.traces.card import Part, by_config, without_folders, write_card
 from project.traces.check import SPLITS, check_files
-from project.traces.table import as_paths, print_counts
 from project.writing import stem_of, suffix_of, write_text
 
 Place = Callable[[Path, Path], object]

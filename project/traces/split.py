@@ -15,11 +15,11 @@ from typing import get_args
 
 from project.errors import InputError
 from project.records import Conversation, Row
-from project.streams import Made, chunked, each, run
+from project.streams import Made, as_paths, chunked, each, print_counts, run
 from project.traces.check import SPLITS, check_files
 from project.traces.near_duplicates import LEAST, MOST, groups_of
 from project.traces.phases import FileFormat
-from project.traces.table import as_paths, print_counts, question_group
+from project.traces.table import question_group
 from project.writing import stem_of
 
 

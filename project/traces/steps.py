@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from project.records import Row, Step, Trace, maybe_bool, strings
-from project.streams import Made, each, run
+from project.streams import Made, as_paths, each, print_counts, run
 from project.traces.multiturn import problem
-from project.traces.table import as_paths, parse_trace, print_counts, question_group
+from project.traces.table import parse_trace, question_group
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,8 @@ from project.answers import normalise_answer
 from project.dialects import NO_RESULTS, clean, write_summary
 from project.errors import InputError, SeekerError
 from project.records import Row, Step
-from project.streams import Made, each, run
+from project.streams import Made, as_paths, each, print_counts, run
 from project.traces.steps import StepSample
-from project.traces.table import as_paths, print_counts
 
 MAX_WORDS = 150
 K1, B = 1.2, 0.75

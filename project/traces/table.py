@@ -1,13 +1,10 @@
-"""What the trace verbs share: rows as traces, the groups of the split, counts for people."""
+"""What the trace verbs share: rows as traces, the groups of the split."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from pathlib import Path
 
 from project.answers import normalise_answer
-from project.errors import InputError
 from project.records import Row, Step, Trace
 from project.traces.tidy import tidy
 
@@ -15,14 +12,6 @@ from project.traces.tidy import tidy
 def question_group(question: str) -> str:
     """Return what train and validation must not share: a digest of the normalised question."""
     return hashlib.sha256((normalise_answer(question) or question).encode(errors="surrogatepass")).hexdigest()[:16]
-
-
-def as_paths(input_file: list[Path] | Path) -> list[Path]:
-    """Return the input files of a verb, one or several."""
-    paths = input_file if isinstance(input_file, list) else [input_file]
-    if not paths:
-        raise InputError("--input_file names no file; give one or several")
-    return paths
 
 
 def parse_trace(row: Row) -> Trace:
@@ -55,18 +44,3 @@ def trace_digest(trace: Trace) -> str:
     texts = [f"{step.type} {normalise_answer(step_text(step))}" for step in trace.steps]
     said = "\n".join((question_group(trace.question), *texts))
     return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()
-
-
-def print_counts(title: str, counts: Mapping[str, int] | None) -> None:
-    """Print a table of counts, one line each; None says that nothing was to be done."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if counts is None:
-        Console().print(f"{title}: the outputs are there, made of the same inputs in the same way; nothing to do")
-        return
-    table = Table("what", "count", title=title, title_justify="left")
-    table.columns[1].justify = "right"
-    for name, count in counts.items():
-        table.add_row(name, f"{count:,}")
-    Console().print(table)
