@@ -100,10 +100,11 @@ def _dispatch(args: list[str]) -> int:
 def _run_verb(verb: str, args: list[str]) -> int:
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
     from project.parser_errors import one_sentence
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module, _, name = VERBS[verb][0].partition(":")
     function: Callable[..., None] = getattr(import_module(module), name)
     has_config = "config" in signature(function).parameters  # its own settings file, not a file of options

@@ -20,7 +20,7 @@ class RenderingError(InputError):
     """A conversation cannot be rendered so that the model sees all it holds."""
 
 
-class SearchError(SeekerError):
+class RetrievalError(SeekerError):
     """The retrieval server is down, slow, or answered with something that is not a result."""
 
 

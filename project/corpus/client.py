@@ -1,7 +1,7 @@
 """The search client of rollouts and evaluation: async, bounded, and never an empty result for a failure.
 
 One call of `search` is one POST. It has one deadline for all its attempts; refused connections and statuses 5xx are tried
-again with growing, jittered pauses. Whatever is left is a `SearchError`: a dead server is not "No results.".
+again with growing, jittered pauses. Whatever is left is a `RetrievalError`: a dead server is not "No results.".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from project.errors import InputError, SearchError
+from project.errors import InputError, RetrievalError
 from project.records import Document, Passage, Row
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class SearchClient:
         """Return for each query its documents, best first; none is a right answer.
 
         Raises:
-            SearchError: the server cannot be reached, is too slow, refuses, or answers with something else.
+            RetrievalError: the server cannot be reached, is too slow, refuses, or answers with something else.
         """
         if not queries:
             return []
@@ -70,17 +70,17 @@ class SearchClient:
         try:
             return _documents(answer, len(queries))
         except (ValueError, TypeError, KeyError) as error:
-            raise SearchError(f"{self.url}/retrieve did not answer in the /retrieve format: {error}") from error
+            raise RetrievalError(f"{self.url}/retrieve did not answer in the /retrieve format: {error}") from error
 
     async def health(self) -> Row:
         """Return what `/health` says: status, number of passages, digest.
 
         Raises:
-            SearchError: as `search`.
+            RetrievalError: as `search`.
         """
         answer = await self._request("GET", "/health", None)
         if not isinstance(answer, dict):
-            raise SearchError(f"{self.url}/health answered with a JSON {type(answer).__name__}, expected an object")
+            raise RetrievalError(f"{self.url}/health answered with a JSON {type(answer).__name__}, expected an object")
         return answer
 
     async def aclose(self) -> None:
@@ -114,13 +114,15 @@ class SearchClient:
                 async with asyncio.timeout(self.timeout_s):
                     response = await self._attempts(connections.http, method, path, body)
             except TimeoutError as error:
-                raise SearchError(f"{self.url}{path} did not answer in {self.timeout_s:g} s; is it overloaded?") from error
+                raise RetrievalError(f"{self.url}{path} did not answer in {self.timeout_s:g} s; is it overloaded?") from error
         if response.status_code != 200:
-            raise SearchError(f"{self.url}{path} answered with status {response.status_code}: {response.text[:300]}")
+            raise RetrievalError(f"{self.url}{path} answered with status {response.status_code}: {response.text[:300]}")
         try:
             return response.json()
         except ValueError as error:
-            raise SearchError(f"{self.url}{path} answered with something that is not JSON: {response.text[:100]!r}") from error
+            raise RetrievalError(
+                f"{self.url}{path} answered with something that is not JSON: {response.text[:100]!r}"
+            ) from error
 
     async def _attempts(self, http: httpx.AsyncClient, method: str, path: str, body: Row | None) -> httpx.Response:
         import httpx
@@ -133,7 +135,7 @@ class SearchClient:
             except httpx.TransportError as error:
                 if attempt == ATTEMPTS:
                     reason = f"{str(error) or type(error).__name__}, {ATTEMPTS} attempts"
-                    raise SearchError(
+                    raise RetrievalError(
                         f"{self.url}{path} cannot be reached ({reason}); is 'seeker serve retrieval' running?"
                     ) from error
             else:

@@ -22,9 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from project.corpus.index import Bm25Index, read_manifest
-from project.corpus.retrievers import Retriever
-from project.errors import InputError, SearchError
+from project.corpus.index import Index, read_manifest
+from project.errors import InputError, RetrievalError
 from project.records import Row
 
 if TYPE_CHECKING:
@@ -35,10 +34,8 @@ LOG_LINES = 15
 """How much of a dead server's log the error shows."""
 
 
-def create_app(index: Retriever) -> "FastAPI":
+def create_app(index: Index) -> "FastAPI":
     """Return the web application that searches `index`."""
-    import asyncio
-
     from fastapi import FastAPI, Request, Response
     from fastapi.exceptions import RequestValidationError
 
@@ -47,7 +44,7 @@ def create_app(index: Retriever) -> "FastAPI":
     app = FastAPI(title="Seeker retrieval", strict_content_type=False)  # `curl -d` sends JSON as a form
 
     async def retrieve(body: RetrieveRequest) -> Response:
-        hits = await asyncio.to_thread(index.search, body.texts, body.limit)
+        hits = await index.search(body.texts, body.limit)
         return _json(response(body, hits))
 
     async def health() -> Response:
@@ -93,7 +90,7 @@ def retrieval(index: Path, host: str = "127.0.0.1", port: int = 8001, parent_pid
         _stop_with_parent(parent_pid)
     listener = _listener(host, port)
     try:
-        loaded = Bm25Index.load(index)
+        loaded = Index.load(index)
         print(f"serving {len(loaded)} passages at http://{host}:{port}/retrieve", flush=True)
         uvicorn.Server(uvicorn.Config(create_app(loaded), log_level="warning")).run(sockets=[listener])
     except OSError as error:
@@ -170,14 +167,14 @@ class ServerHandle:
 
         Raises:
             InputError: the folder is no index.
-            SearchError: it died or did not answer in time; the message ends with the last lines of its log.
+            RetrievalError: it died or did not answer in time; the message ends with the last lines of its log.
         """
         read_manifest(self.index)
         for attempt in range(3):
             self._spawn()
             try:
                 self._wait()
-            except SearchError as error:
+            except RetrievalError as error:
                 self.close()
                 if attempt < 2 and "is in use" in str(error):  # another process took the free port first
                     continue
@@ -214,12 +211,14 @@ class ServerHandle:
         end = time.monotonic() + self.deadline_s
         while time.monotonic() < end:
             if (status := process.poll()) is not None:
-                raise SearchError(f"the retrieval server ended with status {status} before it was ready; {self._log_tail()}")
+                raise RetrievalError(f"the retrieval server ended with status {status} before it was ready; {self._log_tail()}")
             if _health(self.port).get("pid") == process.pid:
                 self._was_ready = True
                 return
             time.sleep(0.05)
-        raise SearchError(f"the retrieval server did not answer {self.url}/health in {self.deadline_s:g} s; {self._log_tail()}")
+        raise RetrievalError(
+            f"the retrieval server did not answer {self.url}/health in {self.deadline_s:g} s; {self._log_tail()}"
+        )
 
     def _log_tail(self) -> str:
         assert self.log_file is not None

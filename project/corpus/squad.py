@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from project.corpus.fields import need, need_text, need_texts
-from project.corpus.index import STOP_WORDS
+from project.corpus.words import STOP_WORDS
 from project.dialects import ANSWER_TOKEN, SEARCH_TOKEN, Action, clean, get_dialect
 from project.errors import InputError
 from project.files import file_digest, read_rows

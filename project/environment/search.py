@@ -2,7 +2,7 @@
 
 Protocol of an episode: `opening()` once, then `step(text)` for each turn. A turn searches (all its queries at once),
 answers, or is malformed: then the agent gets a short correction, and after `max_malformed` of them the episode ends.
-A failed search is the environment's failure (`SearchError` becomes `tool_error` or `timeout`), never an empty result.
+A failed search is the environment's failure (`RetrievalError` becomes `tool_error` or `timeout`), never an empty result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from project.dialects import Action, Dialect
-from project.errors import InputError, SearchError
+from project.errors import InputError, RetrievalError
 from project.records import Document, FinishReason, Message, Question
 
 
@@ -90,7 +90,7 @@ class SearchEnvironment:
             raise InputError("this run has no search tool; give model.index or model.retrieval_url, or limits.max_turns 1")
         try:
             found = await self.tool.search(action.queries)
-        except SearchError as error:
+        except RetrievalError as error:
             self.error = str(error)
             self.finish = FinishReason.TOOL_ERROR
             return []

@@ -16,7 +16,7 @@ from project.corpus.client import SearchClient
 from project.corpus.index import MANIFEST
 from project.corpus.server import ServerHandle
 from project.environment.search import EpisodeLimits
-from project.errors import InputError, SearchError
+from project.errors import InputError, RetrievalError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
 from project.records import Episode, Question, Row
@@ -126,7 +126,7 @@ class SearchAgent(LightningModule):
         episodes = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature).run(questions, seeds)
         failed = [e for e in episodes if e.finish.is_environment_failure]
         if len(failed) > 0.1 * len(episodes):
-            raise SearchError(f"{len(failed)} of {len(episodes)} episodes lost their search tool: {failed[0].error}")
+            raise RetrievalError(f"{len(failed)} of {len(episodes)} episodes lost their search tool: {failed[0].error}")
         return episodes
 
     def _evaluate(self, questions: list[Question]) -> list[Episode]:

@@ -2,10 +2,10 @@
 
     python scripts/benchmarks/chunking.py --document mission_report.md --questions questions.jsonl
 
-Each question row holds `question` and `supporting_paragraphs`, texts of the document (compared by letters and digits, tags left out).
-A question's passages are read best first until a budget of characters is used up, the last one cut: so no way gains by longer
-passages. Recall is the share of the supporting characters among those read, averaged over questions. BM25; one JSON line a way,
-with a 95 % interval that resamples questions.
+Each question row holds `question` and `supporting_paragraphs`, texts of the document (compared by letters and digits, tags
+left out). A question's passages are read best first until a budget of characters is used up, the last one cut: so no way
+gains by longer passages. Recall is the share of the supporting characters among those read, averaged over questions. BM25;
+one JSON line a way, with a 95 % interval that resamples questions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from project.corpus.documents.cut import Cutting, pieces
 from project.corpus.documents.read import Source, read_document
-from project.corpus.index import Bm25Index
+from project.corpus.index import Index
 from project.files import read_rows
 from project.records import Passage
 
@@ -55,10 +55,10 @@ def supports(document: Source, questions: list[dict]) -> list[np.ndarray]:
 
 def recalls(passages: list[Passage], questions: list[dict], supported: list[np.ndarray], length: int) -> dict[int, list[float]]:
     """Return each question's recall by the budget of characters."""
-    index = Bm25Index.from_passages(passages)
+    index = Index.from_passages(passages)
     found: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
     for row, wanted in zip(questions, supported, strict=True):
-        hits = index.search([row["question"]], len(passages))[0]
+        hits = index.find([row["question"]], len(passages))[0]
         for budget in BUDGETS:
             read, left = np.zeros(length, bool), budget
             for hit in hits:

@@ -18,7 +18,7 @@ from project.corpus.facts.expert import write_conversations
 from project.corpus.facts.passages import passage_id, stated_aspects
 from project.corpus.facts.splits import MIX, assign, split_questions
 from project.corpus.facts.table import Entity, Fact, FactTable, Path, with_groups
-from project.corpus.index import Bm25Index
+from project.corpus.index import Index
 from project.dialects import NO_RESULTS, get_dialect
 from project.errors import InputError
 from project.files import file_digest, read_records
@@ -267,9 +267,9 @@ def test_a_question_does_not_hold_its_answer_as_a_whole(questions):
 
 
 def test_every_lookup_of_a_test_question_is_found_by_search(data):
-    index = Bm25Index.from_passages(data.passages)
+    index = Index.from_passages(data.passages)
     lookups = [lookup for c in data.splits["test"] for lookup in c.lookups if lookup.evidence]
-    found = [any(h.passage.id == k.evidence for hits in index.search(k.queries, 3) for h in hits) for k in lookups]
+    found = [any(h.passage.id == k.evidence for hits in index.find(k.queries, 3) for h in hits) for k in lookups]
     assert sum(found) >= 0.99 * len(found)
 
 
@@ -348,7 +348,7 @@ def test_few_conversations_are_dropped(data):
 
 
 def test_only_a_search_for_something_invented_finds_nothing(data):
-    index, dialect = Bm25Index.from_passages(data.passages), get_dialect("tags")
+    index, dialect = Index.from_passages(data.passages), get_dialect("tags")
     asked = [c for c in data.splits["train"] if c.question.kind == "unanswerable"]
     found = [c for seed in range(5) for c in write_conversations(asked, index, dialect, topk=3, seed=seed)[0]]
     empty = [c for c in found if any(NO_RESULTS in m.content for m in c.messages)]
@@ -368,7 +368,7 @@ def test_conversations_are_short(data):
 
 
 def test_the_tools_dialect_writes_calls(data):
-    index, candidates = Bm25Index.from_passages(data.passages), data.splits["train"][:40]
+    index, candidates = Index.from_passages(data.passages), data.splits["train"][:40]
     conversations, dropped = write_conversations(candidates, index, get_dialect("tools"), topk=3, seed=0)
     assert len(conversations) + dropped == 40
     assert all(c.tools for c in conversations)
@@ -378,7 +378,7 @@ def test_the_tools_dialect_writes_calls(data):
 
 def test_a_conversation_is_dropped_where_no_query_finds_the_evidence(data):
     class Blind:
-        def search(self, queries, k):
+        def find(self, queries, k):
             return [[] for _ in queries]
 
     lookups = [c for c in data.splits["train"] if c.question.evidence][:10]

@@ -4,13 +4,18 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from project.cli import main
-from project.corpus.index import Bm25Index, _stems, best, words
-from project.errors import InputError
+from project.corpus.engines.bm25 import Bm25, Bm25Settings
+from project.corpus.engines.kernel import keep_best
+from project.corpus.index import MANIFEST, Index, write_index
+from project.corpus.retrievers import best
+from project.corpus.words import stems, words
+from project.errors import InputError, RetrievalError
 from project.records import Passage
 from project.writing import write_records, write_rows
 
@@ -21,35 +26,35 @@ PASSAGES = [
 ]
 
 
-def ids(index: Bm25Index, query: str, k: int = 10) -> list[str]:
-    return [hit.passage.id for hit in index.search([query], k)[0]]
+def ids(index: Index, query: str, k: int = 10) -> list[str]:
+    return [hit.passage.id for hit in index.find([query], k)[0]]
 
 
 def test_score_is_lucenes():
-    index = Bm25Index.from_passages([Passage("a", "", "red fox"), Passage("b", "", "blue dog")])
-    (hit,) = index.search(["red"], 2)[0]
+    index = Index.from_passages([Passage("a", "", "red fox"), Passage("b", "", "blue dog")])
+    (hit,) = index.find(["red"], 2)[0]
     # idf = ln(1 + (2 - 1 + 0.5) / (1 + 0.5)) = ln 2; both texts have the average length, so tf = 1 / (1 + 1.5) = 0.4
     assert hit.passage.id == "a"
     assert hit.score == pytest.approx(math.log(2) * 0.4, rel=1e-6)
 
 
 def test_title_counts_like_text():
-    index = Bm25Index.from_passages([Passage("a", "red", "fox"), Passage("b", "", "red fox")])
-    first, second = index.search(["red"], 2)[0]
+    index = Index.from_passages([Passage("a", "red", "fox"), Passage("b", "", "red fox")])
+    first, second = index.find(["red"], 2)[0]
     assert (first.passage.id, second.passage.id) == ("a", "b")
     assert first.score == second.score
 
 
 def test_no_hit_below_a_shared_word_and_any_k():
-    index = Bm25Index.from_passages(PASSAGES)
+    index = Index.from_passages(PASSAGES)
     assert ids(index, "capital", k=1000) == ["mn", "st"]  # 4 words before 5, and "c" not at all
     assert ids(index, "capital", k=1) == ["mn"]
-    assert index.search(["zebra", "", "the of what", "?!\x00\ud800"], 5) == [[], [], [], []]
-    assert index.search([], 5) == []
+    assert index.find(["zebra", "", "the of what", "?!\x00\ud800"], 5) == [[], [], [], []]
+    assert index.find([], 5) == []
 
 
 def test_stems_accents_and_single_characters():
-    index = Bm25Index.from_passages(PASSAGES)
+    index = Index.from_passages(PASSAGES)
     assert ids(index, "islands of Sao Tome") == ["st"]
     assert ids(index, "ULAANBAATAR'S capitals")[0] == "mn"
     assert ids(index, "vitamin C")[0] == "c"
@@ -57,18 +62,18 @@ def test_stems_accents_and_single_characters():
 
 
 def test_batch_equals_single_queries():
-    index = Bm25Index.from_passages(PASSAGES)
+    index = Index.from_passages(PASSAGES)
     queries = ["capital", "acid", "nothing at all", "capital of Mongolia"]
-    assert index.search(queries, 2) == [index.search([query], 2)[0] for query in queries]
+    assert index.find(queries, 2) == [index.find([query], 2)[0] for query in queries]
 
 
 def test_one_passage_alone_is_found():
-    assert ids(Bm25Index.from_passages([Passage("a", "", "red")]), "red") == ["a"]
+    assert ids(Index.from_passages([Passage("a", "", "red")]), "red") == ["a"]
 
 
 def test_ties_stand_in_corpus_order():
     same = [Passage(str(i), "", "red fox") for i in range(50)]
-    assert ids(Bm25Index.from_passages([*same, Passage("x", "", "dog")]), "red", k=7) == list("0123456")
+    assert ids(Index.from_passages([*same, Passage("x", "", "dog")]), "red", k=7) == list("0123456")
 
 
 WORD = st.sampled_from(["red", "blue", "fox", "dogs", "running", "ran", "the", "is", "Über", "uber", "7", "C"])
@@ -80,38 +85,52 @@ def test_hits_are_the_best_of_exactly_those_that_share_a_stem(texts, query, k):
     passages = [Passage(str(i), "", text) for i, text in enumerate(texts)]
     if not any(words(text) for text in texts):
         with pytest.raises(InputError, match="holds a word"):
-            Bm25Index.from_passages(passages)
+            Index.from_passages(passages)
         return
-    index = Bm25Index.from_passages(passages)
-    every = index.search([query], len(passages))[0]
-    wanted = set(_stems(words(query)))
-    assert {hit.passage.id for hit in every} == {p.id for p in passages if wanted & set(_stems(words(p.text)))}
+    index = Index.from_passages(passages)
+    every = index.find([query], len(passages))[0]
+    wanted = set(stems(words(query)))
+    assert {hit.passage.id for hit in every} == {p.id for p in passages if wanted & set(stems(words(p.text)))}
     keys = [(-hit.score, int(hit.passage.id)) for hit in every]
     assert keys == sorted(keys)
     assert all(hit.score > 0 for hit in every)
-    assert index.search([query], k)[0] == every[:k]
+    assert index.find([query], k)[0] == every[:k]
+
+
+@given(
+    texts=st.lists(TEXT, min_size=1, max_size=12).filter(lambda texts: any(words(text) for text in texts)),
+    queries=st.lists(TEXT, max_size=40),
+    k=st.integers(1, 15),
+)
+def test_a_query_is_answered_the_same_alone_in_a_batch_and_for_any_k(texts, queries, k):
+    index = Index.from_passages([Passage(str(i), "", text) for i, text in enumerate(texts)])
+    alone = [index.find([query], 1000)[0][:k] for query in queries]  # selected after scoring, all others while scoring
+    assert index.find(queries, k) == alone
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(1, 40))
 def test_best_equals_sorting(scores, k):
-    import numpy as np
-
     expected = sorted((i for i, s in enumerate(scores) if s > 0), key=lambda i: (-scores[i], i))[:k]
-    assert best(np.array(scores, dtype=np.float32), k) == expected
+    array = np.array(scores, dtype=np.float32)
+    assert best(array, k).tolist() == expected
+    positions, values = np.zeros(k, np.int64), np.zeros(k, np.float32)
+    found = keep_best(array, positions, values)
+    assert positions[:found].tolist() == expected
+    assert values[:found].tolist() == [scores[i] for i in expected]
 
 
 def test_saved_index_answers_the_same(tmp_path):
     odd = Passage("odd", "a\ud800b", "nul \x00 and\u2028line red", source="s", start=3, end=9)
-    index = Bm25Index.from_passages([*PASSAGES, odd])
-    index.save(tmp_path)
-    loaded = Bm25Index.load(tmp_path)
+    index = Index.from_passages([*PASSAGES, odd])
+    manifest = write_index(tmp_path, [*PASSAGES, odd])
+    loaded = Index.load(tmp_path)
     queries = ["capital", "red", "vitamin c"]
-    assert loaded.search(queries, 3) == index.search(queries, 3)
-    assert loaded.search(["red"], 1)[0][0].passage == odd
+    assert loaded.find(queries, 3) == index.find(queries, 3)
+    assert loaded.find(["red"], 1)[0][0].passage == odd
     assert list(loaded.passages) == [*PASSAGES, odd]
     assert loaded.passages[-1] == odd
     assert loaded.passages[1:3] == PASSAGES[1:]
-    assert loaded.digest == index.digest
+    assert loaded.digest == manifest["digest"]
     assert len(loaded.digest) == 16
 
 
@@ -125,19 +144,93 @@ def test_build_replaces_only_what_changed(tmp_path, capsys):
     assert build(file, folder) == 0
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["passages"] == 3
-    assert manifest["engine"] == "bm25"
-    assert set(manifest["versions"]) == {"bm25s", "PyStemmer"}
+    assert set(manifest["engines"]["bm25"]["versions"]) == {"bm25s", "PyStemmer"}
+    assert manifest["engines"]["bm25"]["settings"] == {"k1": 1.5, "b": 0.75, "stemmer": "english", "stop_words": "english"}
     stamp = (folder / "manifest.json").stat().st_mtime_ns
     assert build(file, folder) == 0
     assert "up to date" in capsys.readouterr().out
     assert (folder / "manifest.json").stat().st_mtime_ns == stamp
 
-    old = Bm25Index.load(folder)
+    old = Index.load(folder)
     write_records(file, PASSAGES[:2])
     assert build(file, folder) == 0
-    assert len(Bm25Index.load(folder)) == 2
+    assert len(Index.load(folder)) == 2
     assert ids(old, "vitamin") == ["c"]  # an open index goes on reading what it opened
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "mlflow.db") == ["index", "p.jsonl"]
+
+
+def test_what_bm25_counts_is_set(tmp_path, capsys):
+    texts = ["der Hund läuft", "die Hunde laufen laufen laufen laufen", "ein Haus"]
+    plain = Bm25.of(texts, Bm25Settings(stemmer="none", stop_words="none"))
+    assert [len(ranking) for ranking in plain.rank(["der", "hund", "läuft", "laufen"], 9)] == [1, 1, 1, 1]
+    german = Bm25.of(texts, Bm25Settings(stemmer="german", stop_words="german"))
+    assert [len(ranking) for ranking in german.rank(["der", "hund", "laufe", "DIE Hunde"], 9)] == [0, 2, 1, 2]
+    once = Bm25.of(["red red red", "red dog"], Bm25Settings(k1=0, b=0)).rank(["red"], 9)[0]
+    # k1 = 0: tf = f / f = 1 however often it occurs; idf = ln(1 + (2 - 2 + 0.5) / (2 + 0.5)) = ln 1.2
+    assert once.scores.tolist() == pytest.approx([math.log(1.2)] * 2, rel=1e-6)
+
+    write_rows(tmp_path / "p.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(texts)])
+    command = ["index", "build", "--passages", str(tmp_path / "p.jsonl"), "--output_dir", str(tmp_path / "index")]
+    assert main([*command, "--bm25.stemmer", "german", "--bm25.stop_words", "german"]) == 0
+    assert len(Index.load(tmp_path / "index").find(["laufe"], 9)[0]) == 1
+    assert main(command) == 0  # other settings: built again
+    assert len(Index.load(tmp_path / "index").find(["laufe"], 9)[0]) == 0
+    for option, value, said in [
+        ("stemmer", "klingon", "there is no stemmer 'klingon'; give one of none, "),
+        ("stop_words", "klingon", "there are no stop words of 'klingon'; give one of english, "),
+        ("b", "2", "b from 0 to 1"),
+    ]:
+        assert main([*command, f"--bm25.{option}", value]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_terms_have_weights():
+    bm25 = Bm25.of(["red fox", "blue dog"])
+    (red,), (blue,) = bm25.terms("red"), bm25.terms("blue")
+    (ranking,) = bm25.rank_terms([{red: 1.0, blue: 0.5}], 9)
+    # ln 2 * 0.4 for a word (see above), and half of it
+    assert ranking.positions.tolist() == [0, 1]
+    assert ranking.scores.tolist() == pytest.approx([math.log(2) * 0.4, math.log(2) * 0.2], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 1}, "has index format 1, this version reads 2"),
+        ({"passages": 2}, "its parts differ in size"),
+        ({"engines": {"bm25": {"settings": {}, "versions": {"bm25s": "0.1.9"}}}}, "its bm25 part was made by bm25s 0.1.9"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(tmp_path, change, said):
+    write_index(tmp_path / "index", PASSAGES)
+    path = tmp_path / "index" / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=said):
+        Index.load(tmp_path / "index")
+
+
+def test_every_file_of_an_index_is_missed(tmp_path):
+    manifest = write_index(tmp_path / "index", PASSAGES)
+    assert len(manifest["files"]) >= 6
+    for name in manifest["files"]:
+        path = tmp_path / "index" / name
+        held = path.read_bytes()
+        for left in (None, held[:-1]):
+            path.unlink(missing_ok=True)
+            if left is not None:
+                path.write_bytes(left)
+            with pytest.raises(InputError, match=f"damaged index: {name} "):
+                Index.load(tmp_path / "index")
+        path.write_bytes(held)
+    Index.load(tmp_path / "index")
+
+
+def test_a_passage_that_cannot_be_read_is_no_empty_result(tmp_path):
+    write_index(tmp_path / "index", PASSAGES)
+    path = tmp_path / "index" / "passages.jsonl"
+    path.write_bytes(b"#" * path.stat().st_size)
+    with pytest.raises(RetrievalError, match="the index is damaged"):
+        Index.load(tmp_path / "index").find(["capital"], 3)
 
 
 def test_a_damaged_index_is_named_and_built_again(tmp_path, capsys):
@@ -146,9 +239,9 @@ def test_a_damaged_index_is_named_and_built_again(tmp_path, capsys):
     assert build(file, folder) == 0
     (folder / "passages.jsonl").write_text("")
     with pytest.raises(InputError, match="damaged"):
-        Bm25Index.load(folder)
+        Index.load(folder)
     assert build(file, folder) == 0
-    assert len(Bm25Index.load(folder)) == 3
+    assert len(Index.load(folder)) == 3
     (folder / "bm25" / "data.csc.index.npy").write_bytes(b"")
     assert main(["index", "search", "--index", str(folder), "--query", "x"]) == 2
     assert "is a damaged index" in capsys.readouterr().err
@@ -179,7 +272,7 @@ def test_a_failed_build_keeps_the_old_index(tmp_path):
     assert build(file, folder) == 0
     write_rows(file, [{"id": "a"}])
     assert build(file, folder) == 2
-    assert len(Bm25Index.load(folder)) == 3
+    assert len(Index.load(folder)) == 3
 
 
 def test_build_refuses_a_folder_that_is_no_index(tmp_path, capsys):
@@ -220,7 +313,7 @@ def test_scifact_is_ranked_as_published(shared_data):
         query, passage, grade = line.split("\t")
         if grade == "1":
             gold.setdefault(query, set()).add(passage)
-    hits = Bm25Index.from_passages(passages).search([q["text"] for q in queries], 10)
+    hits = Index.from_passages(passages).find([q["text"] for q in queries], 10)
     scores = []
     for query, found in zip(queries, hits, strict=True):
         gains = [1 / math.log2(i + 2) for i, hit in enumerate(found) if hit.passage.id in gold[query["_id"]]]

@@ -19,9 +19,9 @@ import pytest
 
 from project.cli import main
 from project.corpus.client import SearchClient
-from project.corpus.index import Bm25Index
+from project.corpus.index import Index, write_index
 from project.corpus.server import ServerHandle, create_app
-from project.errors import InputError, SearchError
+from project.errors import InputError, RetrievalError
 from project.records import Document, Hit, Passage
 
 PASSAGES = [
@@ -35,7 +35,7 @@ PASSAGES = [
 @pytest.fixture(scope="module")
 def index_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("index")
-    Bm25Index.from_passages(PASSAGES).save(folder)
+    write_index(folder, PASSAGES)
     return folder
 
 
@@ -137,7 +137,7 @@ def test_health_names_the_index(server, index_dir):
     health = httpx.get(f"{server.url}/health", trust_env=False).json()
     assert health["status"] == "ok"
     assert health["passages"] == 4
-    assert health["digest"] == Bm25Index.load(index_dir).digest
+    assert health["digest"] == Index.load(index_dir).digest
 
 
 def test_many_clients_at_once_each_get_their_own(server):
@@ -162,8 +162,8 @@ class SlowRetriever:
     def __len__(self) -> int:
         return 1
 
-    def search(self, queries, k) -> list[list[Hit]]:
-        time.sleep(0.5)
+    async def search(self, queries, k) -> list[list[Hit]]:
+        await asyncio.to_thread(time.sleep, 0.5)
         return [[Hit(PASSAGES[0], 1.0)][:k] for _ in queries]
 
 
@@ -205,10 +205,10 @@ def test_wrong_ports_hosts_and_folders(capsys, tmp_path):
 
 
 def test_a_server_that_cannot_start_shows_its_log(tmp_path):
-    Bm25Index.from_passages(PASSAGES).save(tmp_path)
+    write_index(tmp_path, PASSAGES)
     (tmp_path / "passages.jsonl").write_text("")
     log = tmp_path / "logs" / "server.log"
-    with pytest.raises(SearchError, match="is a damaged index") as caught:
+    with pytest.raises(RetrievalError, match="is a damaged index") as caught:
         ServerHandle(tmp_path, log_file=log).start()
     assert "ended with status 2" in str(caught.value)
     assert str(log) in str(caught.value)
@@ -265,7 +265,7 @@ def test_a_dead_server_is_an_error_not_an_empty_result(index_dir):
     async def run() -> None:
         assert len((await client.search(["helium"]))[0]) == 1
         handle.close()
-        with pytest.raises(SearchError, match=r"cannot be reached .*4 attempts.*seeker serve retrieval"):
+        with pytest.raises(RetrievalError, match=r"cannot be reached .*4 attempts.*seeker serve retrieval"):
             await client.search(["helium"])
 
     asyncio.run(run())
@@ -315,7 +315,7 @@ def answering(*answers: tuple[int, bytes], delay_s: float = 0.0) -> Iterator[tup
     ],
 )
 def test_malformed_answers_are_errors(body, said):
-    with answering((200, body)) as (url, _), pytest.raises(SearchError, match=said):
+    with answering((200, body)) as (url, _), pytest.raises(RetrievalError, match=said):
         asyncio.run(SearchClient(url).search(["x"]))
 
 
@@ -334,11 +334,11 @@ def test_busy_servers_are_asked_again_and_refusals_are_not():
         assert asyncio.run(SearchClient(url).search(["x"])) == [[]]
         assert sent == [503, 500, 200]
     with answering((500, b"broken")) as (url, sent):
-        with pytest.raises(SearchError, match="status 500: broken"):
+        with pytest.raises(RetrievalError, match="status 500: broken"):
             asyncio.run(SearchClient(url).search(["x"]))
         assert sent == [500] * 4
     with answering((422, b"no"), good) as (url, sent):
-        with pytest.raises(SearchError, match="status 422: no"):
+        with pytest.raises(RetrievalError, match="status 422: no"):
             asyncio.run(SearchClient(url).search(["x"]))
         assert sent == [422]
 
@@ -346,7 +346,7 @@ def test_busy_servers_are_asked_again_and_refusals_are_not():
 def test_one_deadline_covers_all_attempts():
     with answering((500, b""), delay_s=0.2) as (url, _):
         start = time.monotonic()
-        with pytest.raises(SearchError, match=r"did not answer in 0\.3 s"):
+        with pytest.raises(RetrievalError, match=r"did not answer in 0\.3 s"):
             asyncio.run(SearchClient(url, timeout_s=0.3).search(["x"]))
         assert time.monotonic() - start < 0.8
 

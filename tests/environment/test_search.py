@@ -7,7 +7,7 @@ import pytest
 
 from project.dialects import NO_RESULTS, Action, get_dialect
 from project.environment.search import EpisodeLimits, SearchEnvironment
-from project.errors import SearchError
+from project.errors import RetrievalError
 from project.records import Document, FinishReason, Question
 
 QUESTION = Question("q", "Which metal is liquid?", ("mercury",), ("hg",), True)
@@ -26,7 +26,7 @@ class Dictionary:
     async def search(self, queries):
         self.asked.append(list(queries))
         if self.error:
-            raise SearchError(self.error)
+            raise RetrievalError(self.error)
         return [self.documents.get(query, []) for query in queries]
 
 

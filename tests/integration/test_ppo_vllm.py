@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
-from project.corpus.index import Bm25Index
+from project.corpus.index import write_index
 from project.records import Passage
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def result(default_model_dir, tmp_path_factory):
     script, work = Path(__file__).with_name("ppo_updates.py"), tmp_path_factory.mktemp("ppo")
     passages = [Passage(c.lower(), c, f"{c} is a country.") for c in ("Peru", "Japan", "Kenya", "Norway")]
     (work / "index").mkdir()
-    Bm25Index.from_passages(passages).save(work / "index")  # here: vLLM does not start where bm25s has loaded llvmlite
+    write_index(work / "index", passages)  # here: vLLM does not start where bm25s has loaded llvmlite
     command = [sys.executable, str(script), str(default_model_dir), str(work)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]

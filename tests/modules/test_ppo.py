@@ -9,11 +9,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import tiny_model_folder
 from transformers import AutoModelForCausalLM
 
-from project.corpus.index import Bm25Index
+from project.corpus.index import write_index
 from project.corpus.server import ServerHandle
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits
-from project.errors import EngineError, InputError, SearchError, TrainingError
+from project.errors import EngineError, InputError, RetrievalError, TrainingError
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.ppo import PPO, Critic, PPOSettings
 from project.records import Episode, FinishReason, Passage, Question, Turn
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     path = tmp_path_factory.mktemp("index")
-    Bm25Index.from_passages(PASSAGES).save(path)
+    write_index(path, PASSAGES)
     return path
 
 
@@ -347,7 +347,7 @@ def test_trap_14_a_crashed_retriever_stops_the_run(folder, index, questions, tmp
         module = make(folder, url=handle.url)
     module.configure_model()
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
-    with pytest.raises(SearchError, match="8 of 8 episodes lost their search tool"):
+    with pytest.raises(RetrievalError, match="8 of 8 episodes lost their search tool"):
         fit(module, questions, tmp_path)
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
     assert not module.of("train/reward")

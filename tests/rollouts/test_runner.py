@@ -8,7 +8,7 @@ from tiny import byte_tokenizer, tiny_model_folder
 
 from project.dialects import get_dialect
 from project.environment.search import EpisodeLimits
-from project.errors import InputError, SearchError
+from project.errors import InputError, RetrievalError
 from project.records import Document, FinishReason, Question
 from project.rendering import Renderer, prepare_tokenizer
 from project.rollouts.engines import make_engine
@@ -32,7 +32,7 @@ class Broken:
     """A search tool whose server is down."""
 
     async def search(self, queries):
-        raise SearchError("the server is down")
+        raise RetrievalError("the server is down")
 
 
 @dataclass

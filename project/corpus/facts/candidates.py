@@ -15,7 +15,7 @@ from project.corpus.facts.aspects import ASPECTS
 from project.corpus.facts.passages import passage_id
 from project.corpus.facts.table import CLOSED_KINDS, Entity, Fact, FactTable, Path, Walk
 from project.corpus.facts.wording import BRIDGES, COMPARISONS, MARGINS, REVERSES, Comparison, fill, phrase
-from project.corpus.index import STOP_WORDS
+from project.corpus.words import STOP_WORDS
 from project.records import Question
 
 TWO_HOPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -63,13 +63,13 @@ class Dataset:
 
 def build(settings: Settings) -> Dataset:
     """Build the data set; the same settings give the same data set."""
-    from project.corpus.index import Bm25Index
+    from project.corpus.index import Index
 
     settings.check()
     table = load_table()
     passages = write_passages(table, settings.seed)
     splits = split_questions(table, settings.sizes, settings.seed)
-    index = Bm25Index.from_passages(passages)
+    index = Index.from_passages(passages)
     planned = {"train": splits["train"][: settings.train_conversations], "validation": splits["validation"]}
     conversations, dropped = {}, 0
     for split, candidates in planned.items():

@@ -22,9 +22,9 @@ _NEXT = ("Now I need {}.", "Next I look up {}.")
 
 
 class Index(Protocol):
-    """What searches; `Bm25Index` is one."""
+    """What searches; `corpus.index.Index` is one."""
 
-    def search(self, queries: list[str], k: int) -> list[list[Hit]]:
+    def find(self, queries: list[str], k: int) -> list[list[Hit]]:
         """Return at most `k` hits a query, best first."""
 
 
@@ -79,7 +79,7 @@ class _Expert:
         return None
 
     def _hits(self, query: str) -> list[Hit]:
-        return self.index.search([query], self.topk)[0]
+        return self.index.find([query], self.topk)[0]
 
     def _turn(self, thought: str, query: str, hits: list[Hit]) -> list[Message]:
         action = Action(thought, (query,))
