@@ -35,6 +35,7 @@ from project.modules.save_on_stop import SaveOnStop
 from project.modules.sharding import FSDP2
 from project.modules.show_batch import ShowBatch
 from project.parser_errors import one_sentence
+from project.runtime import quiet_transformers
 from project.tracking.callback import TrackRun
 from project.tracking.logger import SeekerLogger
 from project.tracking.store import project_root, run_folder_id, runs_folder
@@ -275,11 +276,8 @@ def _seeker_cause(error: BaseException | None) -> SeekerError | None:
 
 def _quiet() -> None:
     """Keep banners, bars of a second and the warnings that need no action off the terminal."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("bitsandbytes", "lightning.pytorch.loggers.mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_transformers()
+    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)

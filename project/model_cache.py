@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from project.errors import InputError
 from project.files import file_digest
+from project.runtime import quiet_transformers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -145,9 +146,8 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write the GGUF model as a Hugging Face folder: bf16 weights (tied embeddings stored once), tokenizer, chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_transformers()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     _plain_copy(source).save_pretrained(folder)

@@ -9,8 +9,10 @@ tokens/s, after 1,500 turns 618 and 277, after 6,000 turns 580 and 192; by defau
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _ENVIRONMENT = {
@@ -36,6 +38,25 @@ def prepare_process() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _keep_freed_memory()
+
+
+def quiet_transformers() -> None:
+    """Keep its bars of a second, and what bitsandbytes says of kernels that nobody needs, off the terminal."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def free_memory() -> int:
+    """Return how many bytes this process can still take: what the system has left, and what its control group allows."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # no limit, or another kind of control group
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
 
 
 def _keep_freed_memory() -> None:

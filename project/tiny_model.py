@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from project.model_cache import model_folder
+from project.runtime import quiet_transformers
 
 TINY_NAME = "tiny-random"
 RECEIPT = "tiny.json"
@@ -69,9 +70,8 @@ def _is_made(folder: Path, receipt: dict[str, Any]) -> bool:
 def _write(folder: Path, seed: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_transformers()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     tokenizer = byte_tokenizer()
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}

@@ -1,37 +1,67 @@
 """The index: passages to a folder that is memory-mapped, and searched in batches.
 
-`seeker index build --passages FILE --output_dir DIR` and `seeker index search --index DIR --query TEXT`.
-
-A folder holds `manifest.json`, the passages (`passage_store.py`) and a folder for each engine (`engines/`). Title and text of
-a passage count alike.
+`seeker index search --index DIR --query TEXT`. `build.py` writes one. A folder holds `manifest.json`, the passages
+(`passage_store.py`) and a folder for each engine (`engines/`). Title and text of a passage count alike.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
-from project.corpus.engines.bm25 import PACKAGES, Bm25, Bm25Settings
-from project.corpus.passage_store import ROWS_FILE, PassageStore, write_passages
+from project.corpus.engines.bm25 import PACKAGES as BM25_PACKAGES
+from project.corpus.engines.bm25 import Bm25, Bm25Settings
+from project.corpus.engines.dense import PACKAGES as DENSE_PACKAGES
+from project.corpus.engines.dense import VECTORS, Dense, DenseSettings
+from project.corpus.engines.expand import Expanded
+from project.corpus.engines.hybrid import Fusion, Hybrid
+from project.corpus.engines.rerank import Reranked
+from project.corpus.passage_store import PassageStore, Texts, distinct
 from project.corpus.retrievers import Ranker, Ranking
 from project.errors import InputError, RetrievalError
-from project.files import file_digest, read_rows
-from project.manifests import manifest_of
 from project.records import Hit, Passage, Row
-from project.writing import write_text
+from project.runtime import free_memory
 
 MANIFEST = "manifest.json"
 FORMAT = 2
 """Raised when the folder's layout or the treatment of words changes; other formats are refused."""
-_DEFAULT = Bm25Settings()
-_BUILD_AGAIN = "build it again with 'seeker index build'"
+MODEL_BYTES = 500_000_000
+"""What PyTorch and a small model take, about."""
+BUILD_AGAIN = "build it again with 'seeker index build'"
+EngineName = Literal["bm25", "dense", "hybrid"]
+PARTS: dict[EngineName, tuple[str, ...]] = {"bm25": ("bm25",), "dense": ("dense",), "hybrid": ("bm25", "dense")}
+"""What of an index's folder an engine needs."""
+PACKAGES = {"bm25": BM25_PACKAGES, "dense": DENSE_PACKAGES}
+"""Whose versions the manifest holds."""
+
+
+@dataclass(frozen=True)
+class RankingSettings:
+    """How engines are combined."""
+
+    fusion: Fusion = "rrf"
+    """How hybrid adds up: reciprocal ranks, or weighted scores."""
+    dense_weight: float = 0.5
+    """The share of the dense part in hybrid, from 0 to 1."""
+    expand: bool = False
+    """Add terms of the best passages to the query (RM3), for BM25 and its part of hybrid."""
+    rerank: str | None = None
+    """A cross-encoder that orders the best passages again: a folder, or a name on the hub."""
+    rerank_depth: int = 50
+    """How many passages it reads."""
+
+    def check(self) -> None:
+        """Refuse values that cannot be."""
+        if not 0 <= self.dense_weight <= 1 or self.rerank_depth < 1:
+            raise InputError(f"dense_weight={self.dense_weight}, rerank_depth={self.rerank_depth}: give 0 to 1, and 1 or more")
+
+
+_RANKING = RankingSettings()
 
 
 class Index:
@@ -43,32 +73,35 @@ class Index:
         """Fingerprint of the passages: 16 hexadecimal digits; empty in memory."""
 
     @classmethod
-    def from_passages(cls, passages: Sequence[Passage], bm25: Bm25Settings | None = None) -> Self:
+    def from_passages(cls, passages: Sequence[Passage], settings: Bm25Settings | None = None) -> Self:
         """Index passages in memory, by BM25.
 
         Raises:
             InputError: there is no passage, an id occurs twice, or no passage holds a word.
         """
-        passages = list(_distinct(passages))
-        return cls(passages, Bm25.of(map(indexed_text, passages), bm25))
+        passages = list(distinct(passages))
+        return cls(passages, Bm25.of(Texts(passages), settings))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, engine: EngineName | None = None, ranking: RankingSettings | None = None) -> Self:
         """Open an index, memory-mapped.
 
+        Args:
+            folder: what `seeker index build` wrote.
+            engine: by which of its engines to search; None is that for which it was built.
+            ranking: how engines are combined.
+
         Raises:
-            InputError: the folder is no index, is damaged, or was made by another format or other versions of its engine.
+            InputError: the folder is no index, is damaged, lacks a part of the engine, was made by another format or other
+                versions of its libraries, or needs more memory than is free.
         """
         manifest = read_manifest(folder)
         _check_files(folder, manifest)
+        _check_memory(folder, manifest, PARTS[engine or manifest["engine"]])
         passages = PassageStore(folder)
-        settings = Bm25Settings(**manifest["engines"]["bm25"]["settings"])
-        try:
-            ranker = Bm25.load(folder / "bm25", settings)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise InputError(f"{folder} is a damaged index ({error}); {_BUILD_AGAIN}") from error
-        if not len(passages) == len(ranker) == manifest["passages"]:
-            raise InputError(f"{folder} is a damaged index: its parts differ in size; {_BUILD_AGAIN}")
+        if len(passages) != manifest["passages"]:
+            raise InputError(f"{folder} is a damaged index: its parts differ in size; {BUILD_AGAIN}")
+        ranker = _ranker(folder, manifest, engine or manifest["engine"], ranking or RankingSettings(), Texts(passages))
         return cls(passages, ranker, manifest["digest"])
 
     def __len__(self) -> int:
@@ -86,7 +119,7 @@ class Index:
                 for ranking in self.ranker.rank(queries, k)
             ]
         except (OSError, ValueError, LookupError) as error:
-            raise RetrievalError(f"the index is damaged ({error}); {_BUILD_AGAIN}") from error
+            raise RetrievalError(f"the index is damaged ({error}); {BUILD_AGAIN}") from error
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Find in a thread, so that the event loop stays free; see `Retriever`."""
@@ -96,36 +129,40 @@ class Index:
         """Nothing is to be given up before the index itself is."""
 
 
+def _ranker(folder: Path, manifest: Row, engine: EngineName, ranking: RankingSettings, texts: Texts) -> Ranker:
+    """Open the parts of an engine and put them together."""
+    ranking.check()
+    if missing := [part for part in PARTS[engine] if part not in manifest["parts"]]:
+        raise InputError(f"{folder} has no {missing[0]} part; build it again with --engine {engine}")
+    parts = {part: _part(folder, manifest["parts"][part]["settings"], part, texts) for part in PARTS[engine]}
+    if wrong := next((part for part, held in parts.items() if len(held) != len(texts)), None):
+        raise InputError(f"{folder} is a damaged index: its {wrong} part differs in size; {BUILD_AGAIN}")
+    rankers: dict[str, Ranker] = dict(parts)
+    if ranking.expand:
+        if "bm25" not in parts:
+            raise InputError(f"ranking.expand needs BM25, and the engine is {engine}; give --engine bm25 or hybrid")
+        rankers["bm25"] = Expanded(parts["bm25"], _together(rankers, ranking), texts)
+    ranker = _together(rankers, ranking)
+    return Reranked(ranker, texts, ranking.rerank, ranking.rerank_depth) if ranking.rerank else ranker
+
+
+def _together(rankers: Mapping[str, Ranker], ranking: RankingSettings) -> Ranker:
+    if len(rankers) == 1:
+        return next(iter(rankers.values()))
+    return Hybrid([rankers["bm25"], rankers["dense"]], (1 - ranking.dense_weight, ranking.dense_weight), ranking.fusion)
+
+
+def _part(folder: Path, settings: Row, part: str, texts: Texts) -> Any:  # noqa: ANN401 - a Bm25 or a Dense
+    try:
+        if part == "bm25":
+            return Bm25.load(folder / part, Bm25Settings(**settings))
+        return Dense.load(folder / part, DenseSettings(**settings), [texts[0], texts[-1]])
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise InputError(f"{folder} is a damaged index ({error}); {BUILD_AGAIN}") from error
+
+
 def _lists(ranking: Ranking) -> tuple[list[int], list[float]]:
     return ranking.positions.tolist(), ranking.scores.tolist()
-
-
-def indexed_text(passage: Passage) -> str:
-    """Return what of a passage is searched."""
-    return f"{passage.title}\n{passage.text}"
-
-
-def read_passages(path: Path) -> Iterator[Passage]:
-    """Yield passages (`id, title, text` or Search-R1's `id, contents`), checked; a wrong row is named by line and field."""
-    lines: dict[int, int] = {}
-    for line, row in read_rows(path):
-        try:
-            passage = Passage.from_row(row)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}, line {line}: {error}") from error
-        if (first := lines.setdefault(hash(passage.id), line)) != line:
-            raise InputError(f"{path}, line {line}: field 'id' is '{passage.id}' as in line {first}; ids must differ")
-        yield passage
-
-
-def _distinct(passages: Iterable[Passage]) -> Iterator[Passage]:
-    numbers: dict[int, int] = {}
-    for number, passage in enumerate(passages, 1):
-        if (first := numbers.setdefault(hash(passage.id), number)) != number:
-            raise InputError(f"passage {number}: field 'id' is '{passage.id}' as in passage {first}; ids must differ")
-        yield passage
-    if not numbers:
-        raise InputError("there are no passages; an index needs at least one")
 
 
 def read_manifest(folder: Path) -> Row:
@@ -135,14 +172,14 @@ def read_manifest(folder: Path) -> Row:
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not an index (no {MANIFEST}); make one with 'seeker index build'") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / MANIFEST} cannot be read ({error}); {_BUILD_AGAIN}") from error
+        raise InputError(f"{folder / MANIFEST} cannot be read ({error}); {BUILD_AGAIN}") from error
     if manifest.get("format") != FORMAT:
-        raise InputError(f"{folder} has index format {manifest.get('format')}, this version reads {FORMAT}; {_BUILD_AGAIN}")
-    for engine, held in manifest["engines"].items():
+        raise InputError(f"{folder} has index format {manifest.get('format')}, this version reads {FORMAT}; {BUILD_AGAIN}")
+    for part, held in manifest["parts"].items():
         for package, made_by in held["versions"].items():
             if _minor(made_by) != _minor(version(package)):
                 raise InputError(
-                    f"{folder}: its {engine} part was made by {package} {made_by}, here is {version(package)}; {_BUILD_AGAIN}"
+                    f"{folder}: its {part} part was made by {package} {made_by}, here is {version(package)}; {BUILD_AGAIN}"
                 )
     return manifest
 
@@ -157,89 +194,35 @@ def _check_files(folder: Path, manifest: Row) -> None:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             found = f"has {path.stat().st_size} bytes instead of {size}" if path.is_file() else "is missing"
-            raise InputError(f"{folder} is a damaged index: {name} {found}; {_BUILD_AGAIN}")
+            raise InputError(f"{folder} is a damaged index: {name} {found}; {BUILD_AGAIN}")
 
 
-def write_index(folder: Path, passages: Iterable[Passage], bm25: Bm25Settings | None = None, source: Row | None = None) -> Row:
-    """Write an index that takes the folder's place when it is complete, and return its manifest.
-
-    Args:
-        folder: where; what stands there is replaced.
-        passages: in the order of ties.
-        bm25: how BM25 counts.
-        source: what the manifest says of where the passages come from.
-
-    Raises:
-        InputError: there is no passage, an id occurs twice, no passage holds a word, or the disk is full.
-    """
-    settings = bm25 or Bm25Settings()
-    settings.check()
-    with _replacing(folder) as work:
-        count = write_passages(work, _distinct(passages))
-        Bm25.of(map(indexed_text, PassageStore(work)), settings).save(work / "bm25")
-        engines = {"bm25": {"settings": asdict(settings), "versions": {name: version(name) for name in PACKAGES}}}
-        files = {str(path.relative_to(work)): path.stat().st_size for path in sorted(work.rglob("*")) if path.is_file()}
-        manifest = {"format": FORMAT, "passages": count, "digest": file_digest(work / ROWS_FILE), "engines": engines}
-        manifest |= {"source": source or {}, "files": files}
-        write_text(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    return manifest
+def _check_memory(folder: Path, manifest: Row, parts: Sequence[str]) -> None:
+    """Refuse an index that needs more memory than is free: what it holds, and the vectors, which every search reads."""
+    sizes: dict[str, int] = manifest["files"]
+    needed = 0
+    if "bm25" in parts:
+        needed += 10 * sizes.get("bm25/vocab.index.json", 0) + 8 * manifest["passages"]
+    if "dense" in parts:
+        needed += sizes.get(f"dense/{VECTORS}", 0) + MODEL_BYTES
+    if needed > (free := free_memory()):
+        raise InputError(
+            f"{folder} needs about {needed / 1e9:.1f} GB of memory to be searched by {' and '.join(parts)}, and "
+            f"{free / 1e9:.1f} GB are free; free some, or search by --engine bm25"
+        )
 
 
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `folder` that takes its place on success and is removed on failure."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as name:
-        new, old = Path(name) / "new", Path(name) / "old"
-        new.mkdir()
-        try:
-            yield new
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written ({error}); what stood there stays") from error
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-
-
-def build(passages: Path, output_dir: Path, bm25: Bm25Settings = _DEFAULT, force: bool = False) -> None:
-    """Index passages for search; does nothing where the index already holds these passages.
-
-    Args:
-        passages: a .jsonl or .parquet file with `id, title, text`, or Search-R1's `id, contents`.
-        output_dir: the folder to write; an index that stands there is replaced when the new one is complete.
-        bm25: how BM25 counts.
-        force: build also where nothing changed.
-    """
-    if output_dir.exists() and not (output_dir / MANIFEST).is_file() and (output_dir.is_file() or any(output_dir.iterdir())):
-        raise InputError(f"{output_dir} exists and is not an index; give a new or empty folder as --output_dir")
-    if not passages.is_file():
-        raise InputError(f"{passages} does not exist; give a .jsonl or .parquet file of passages")
-    digest = file_digest(passages)
-    if not force and _is_current(output_dir, digest, bm25):
-        print(f"{output_dir} is up to date with {passages}")
-        return
-    made_by = manifest_of(passages, digest)
-    source = {"file": str(passages), "digest": digest} | ({"made_by": made_by} if made_by else {})
-    manifest = write_index(output_dir, read_passages(passages), bm25, source)
-    print(f"{output_dir}: {manifest['passages']} passages indexed, digest {manifest['digest']}")
-
-
-def _is_current(folder: Path, source_digest: str, bm25: Bm25Settings) -> bool:
-    try:
-        manifest = read_manifest(folder)
-        Index.load(folder)
-    except InputError:
-        return False
-    return (manifest["source"].get("digest"), manifest["engines"]["bm25"]["settings"]) == (source_digest, asdict(bm25))
-
-
-def search(index: Path, query: str, topk: int = 5) -> None:
+def search(
+    index: Path, query: str, topk: int = 5, engine: EngineName | None = None, ranking: RankingSettings = _RANKING
+) -> None:
     """Ask an index one query and print what it finds.
 
     Args:
         index: the folder that `seeker index build` wrote.
         query: any text.
         topk: how many passages at most.
+        engine: by which of its engines to search; default: that for which it was built.
+        ranking: how engines are combined.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -247,7 +230,7 @@ def search(index: Path, query: str, topk: int = 5) -> None:
 
     if topk < 1:
         raise InputError(f"--topk is {topk}; give 1 or more")
-    (hits,) = Index.load(index).find([query], topk)
+    (hits,) = Index.load(index, engine, ranking).find([query], topk)
     table = Table(title=escape(query), caption="" if hits else "No results.")
     for column in ("score", "id", "title", "text"):
         table.add_column(column, justify="right" if column == "score" else "left")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -29,6 +29,38 @@ def write_passages(folder: Path, passages: Iterable[Passage]) -> int:
             offsets.append(offsets[-1] + out.write(json.dumps(passage.to_row()).encode("ascii") + b"\n"))
     np.save(folder / OFFSETS_FILE, np.asarray(offsets, dtype=np.int64))
     return len(offsets) - 1
+
+
+def distinct(passages: Iterable[Passage]) -> Iterator[Passage]:
+    """Yield the passages; none at all, and an id that occurs twice, is an `InputError`."""
+    numbers: dict[int, int] = {}
+    for number, passage in enumerate(passages, 1):
+        if (first := numbers.setdefault(hash(passage.id), number)) != number:
+            raise InputError(f"passage {number}: field 'id' is '{passage.id}' as in passage {first}; ids must differ")
+        yield passage
+    if not numbers:
+        raise InputError("there are no passages; an index needs at least one")
+
+
+class Texts(Sequence[str]):
+    """What of each passage is searched: its title and its text."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self.passages = passages
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[str]: ...
+    def __getitem__(self, position: int | slice) -> str | list[str]:
+        """Return one text, or those of a slice."""
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        passage = self.passages[position]
+        return f"{passage.title}\n{passage.text}"
 
 
 class PassageStore(Sequence[Passage]):

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from project.cli import main
+from project.corpus.build import write_index
 from project.corpus.engines.bm25 import Bm25, Bm25Settings
 from project.corpus.engines.kernel import keep_best
-from project.corpus.index import MANIFEST, Index, write_index
+from project.corpus.index import MANIFEST, Index
 from project.corpus.retrievers import best
 from project.corpus.words import stems, words
 from project.errors import InputError, RetrievalError
@@ -144,8 +145,8 @@ def test_build_replaces_only_what_changed(tmp_path, capsys):
     assert build(file, folder) == 0
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["passages"] == 3
-    assert set(manifest["engines"]["bm25"]["versions"]) == {"bm25s", "PyStemmer"}
-    assert manifest["engines"]["bm25"]["settings"] == {"k1": 1.5, "b": 0.75, "stemmer": "english", "stop_words": "english"}
+    assert set(manifest["parts"]["bm25"]["versions"]) == {"bm25s", "PyStemmer"}
+    assert manifest["parts"]["bm25"]["settings"] == {"k1": 1.5, "b": 0.75, "stemmer": "english", "stop_words": "english"}
     stamp = (folder / "manifest.json").stat().st_mtime_ns
     assert build(file, folder) == 0
     assert "up to date" in capsys.readouterr().out
@@ -198,7 +199,7 @@ def test_terms_have_weights():
     [
         ({"format": 1}, "has index format 1, this version reads 2"),
         ({"passages": 2}, "its parts differ in size"),
-        ({"engines": {"bm25": {"settings": {}, "versions": {"bm25s": "0.1.9"}}}}, "its bm25 part was made by bm25s 0.1.9"),
+        ({"parts": {"bm25": {"settings": {}, "versions": {"bm25s": "0.1.9"}}}}, "its bm25 part was made by bm25s 0.1.9"),
     ],
 )
 def test_a_manifest_that_does_not_fit(tmp_path, change, said):

@@ -18,8 +18,9 @@ import httpx
 import pytest
 
 from project.cli import main
+from project.corpus.build import write_index
 from project.corpus.client import SearchClient
-from project.corpus.index import Index, write_index
+from project.corpus.index import Index
 from project.corpus.server import ServerHandle, create_app
 from project.errors import InputError, RetrievalError
 from project.records import Document, Hit, Passage

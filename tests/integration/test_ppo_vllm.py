@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
-from project.corpus.index import write_index
+from project.corpus.build import write_index
 from project.records import Passage
 
 pytestmark = pytest.mark.slow

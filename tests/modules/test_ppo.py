@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import tiny_model_folder
 from transformers import AutoModelForCausalLM
 
-from project.corpus.index import write_index
+from project.corpus.build import write_index
 from project.corpus.server import ServerHandle
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits

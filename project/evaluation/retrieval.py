@@ -1,0 +1,168 @@
+"""`seeker index bench`: how well an index finds what is judged relevant, and how fast.
+
+nDCG@10 and recall@10 and @100 as trec_eval computes them (through ir_measures), scored per document: of a document's pieces the
+best counts. Judgements are a file of TREC's or BEIR's form, or the `evidence` of questions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from project.corpus.index import EngineName, Index, RankingSettings
+from project.errors import InputError
+from project.evaluation.metrics import Estimate, estimate
+from project.files import read_rows
+from project.records import Hit, Row
+from project.writing import write_text
+
+DEPTH = 100
+"""Documents that are looked at: the deepest measure's."""
+PIECES = 10
+"""Passages that are asked for a document, so that a document cut into many is not all that is seen."""
+SINGLE = 200
+"""Queries that are asked one by one, for their time."""
+_RANKING = RankingSettings()
+Judgements = dict[str, dict[str, int]]
+"""Grades by document by query."""
+
+
+def bench(
+    index: Path,
+    queries: Path,
+    qrels: Path | None = None,
+    engine: EngineName | None = None,
+    ranking: RankingSettings = _RANKING,
+    output_file: Path | None = None,
+) -> None:
+    """Measure what an index finds for judged queries, and how fast.
+
+    Args:
+        index: the folder that `seeker index build` wrote.
+        queries: rows with `id` (or `_id`) and `text` (or `question`).
+        qrels: judgements, tab or space separated: query, document, grade, or TREC's four columns; default: the queries' own
+            `evidence`.
+        engine: by which of its engines to search; default: that for which it was built.
+        ranking: how engines are combined.
+        output_file: a JSON file for the results; default: they are printed only.
+    """
+    asked = read_queries(queries)
+    judged = read_qrels(qrels) if qrels else {ident: {name: 1 for name in row["evidence"]} for ident, row in asked.items()}
+    judged = {ident: grades for ident, grades in judged.items() if ident in asked and any(g > 0 for g in grades.values())}
+    if not judged:
+        raise InputError(f"no query of {queries} has a relevant document in {qrels or 'its field evidence'}; check the ids")
+    opened = Index.load(index, engine, ranking)
+    texts = [asked[ident]["text"] for ident in judged]
+    opened.find(texts[:2], DEPTH)  # what is loaded at the first search
+    seconds, found = _timed(opened, texts)
+    scores = score(dict(zip(judged, found, strict=True)), judged)
+    results: dict[str, Any] = {name: asdict(one) for name, one in scores.items()}
+    results |= {"queries_per_second": len(texts) / seconds, **_latencies(opened, texts)}
+    results |= {"index": str(index), "passages": len(opened), "engine": engine or "as built", "ranking": asdict(ranking)}
+    _print(scores, results)
+    if output_file:
+        write_text(output_file, json.dumps(results, indent=1) + "\n")
+
+
+def read_queries(path: Path) -> dict[str, Row]:
+    """Return queries by id, each with `text` and `evidence`."""
+    asked: dict[str, Row] = {}
+    for line, row in read_rows(path):
+        ident = row.get("_id", row.get("id"))
+        text = row.get("text", row.get("question"))
+        if not isinstance(ident, (str, int)) or not isinstance(text, str):
+            raise InputError(f"{path}, line {line}: a query needs `id` (or `_id`) and `text` (or `question`)")
+        if str(ident) in asked:
+            raise InputError(f"{path}, line {line}: the id '{ident}' occurs twice; ids must differ")
+        asked[str(ident)] = {"text": text, "evidence": list(row.get("evidence") or ())}
+    return asked
+
+
+def read_qrels(path: Path) -> Judgements:
+    """Return the grades of a file of judgements; a first line without a number is a heading."""
+    judged: Judgements = {}
+    for number, line in enumerate(_lines(path), 1):
+        parts = line.split("\t") if "\t" in line else line.split()
+        try:
+            if len(parts) not in (3, 4):
+                raise ValueError
+            query, document, grade = parts[0], parts[-2], int(float(parts[-1]))
+        except ValueError as error:
+            if number == 1:
+                continue
+            raise InputError(f"{path}, line {number}: expected query, document and grade, found {line!r:.80}") from error
+        judged.setdefault(query, {})[document] = grade
+    return judged
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            yield from (line.rstrip("\n") for line in lines if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as judgements: {error}") from error
+
+
+def documents(hits: Sequence[Hit]) -> list[str]:
+    """Return the documents of a query's passages, in their order, each once."""
+    return list(dict.fromkeys(hit.passage.document for hit in hits))[:DEPTH]
+
+
+def score(found: Mapping[str, Sequence[str]], judged: Judgements) -> dict[str, Estimate]:
+    """Return nDCG@10, recall@10 and recall@100 over queries.
+
+    Args:
+        found: documents by query, best first.
+        judged: grades by document by query.
+    """
+    import ir_measures
+    from ir_measures import R, nDCG
+
+    measures = {"nDCG@10": nDCG @ 10, "recall@10": R @ 10, "recall@100": R @ 100}
+    qrels = [ir_measures.Qrel(query, doc, grade) for query, grades in judged.items() for doc, grade in grades.items()]
+    run = [ir_measures.ScoredDoc(query, doc, -rank) for query, docs in found.items() for rank, doc in enumerate(docs)]
+    values: dict[str, list[float]] = {name: [] for name in measures}
+    names = {measure: name for name, measure in measures.items()}
+    for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
+        values[names[metric.measure]].append(metric.value)
+    return {name: estimate(held) for name, held in values.items()}
+
+
+def _timed(index: Index, texts: Sequence[str]) -> tuple[float, list[list[str]]]:
+    """Return the seconds that all queries take, in batches of 64, and their documents."""
+    start, hits = time.perf_counter(), []
+    for first in range(0, len(texts), 64):
+        hits += index.find(texts[first : first + 64], DEPTH * PIECES if _is_cut(index) else DEPTH)
+    return time.perf_counter() - start, [documents(one) for one in hits]
+
+
+def _is_cut(index: Index) -> bool:
+    return index.passages[0].document != index.passages[0].id
+
+
+def _latencies(index: Index, texts: Sequence[str]) -> dict[str, float]:
+    """Return the median and 99th percentile of milliseconds of a query alone, for ten hits."""
+    import numpy as np
+
+    times = []
+    for text in texts[:SINGLE]:
+        start = time.perf_counter()
+        index.find([text], 10)
+        times.append(1000 * (time.perf_counter() - start))
+    return {"p50_ms": float(np.quantile(times, 0.5)), "p99_ms": float(np.quantile(times, 0.99))}
+
+
+def _print(scores: Mapping[str, Estimate], results: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "value", "95 % interval", title=f"{results['index']}, n = {next(iter(scores.values())).n} queries")
+    for name, one in scores.items():
+        table.add_row(name, f"{one.mean:.3f}", f"[{one.low:.3f}, {one.high:.3f}]")
+    for name in ("queries_per_second", "p50_ms", "p99_ms"):
+        table.add_row(name.replace("_", " "), f"{results[name]:,.1f}", "")
+    Console().print(table)
