@@ -24,6 +24,10 @@ class RetrievalError(SeekerError):
     """The retrieval server is down, slow, or answered with something that is not a result."""
 
 
+class BusyError(SeekerError):
+    """More waits than may; the same request can be made again later."""
+
+
 class EngineError(SeekerError):
     """An inference engine cannot start, or its weights disagree with the trainer's."""
 

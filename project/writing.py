@@ -52,14 +52,15 @@ class Record(Protocol):
 
 def dumps(value: Any) -> str:  # noqa: ANN401 - any JSON
     """Return JSON with readable characters, or escaped where half a surrogate pair cannot be written as UTF-8."""
-    return _json(value).decode()
+    return json_bytes(value).decode()
 
 
 def _line(row: Row) -> bytes:
-    return _json(row) + b"\n"
+    return json_bytes(row) + b"\n"
 
 
-def _json(value: Any) -> bytes:  # noqa: ANN401 - any JSON
+def json_bytes(value: Any) -> bytes:  # noqa: ANN401 - any JSON
+    """Return JSON in UTF-8, or in ASCII where half a surrogate pair cannot be written."""
     try:
         text = msgspec.json.encode(value)
     except (UnicodeEncodeError, TypeError):  # half a surrogate pair; a key that is no text

@@ -11,16 +11,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from project.corpus.retrievers import Retriever
 from project.dialects import Action, Dialect
 from project.errors import InputError, RetrievalError
 from project.records import Document, FinishReason, Message, Question
 
 
 class SearchTool(Protocol):
-    """Anything that searches: the HTTP client, or a dictionary in tests."""
+    """What an agent searches with: an engine, or a dictionary in tests."""
 
     async def search(self, queries: Sequence[str]) -> list[list[Document]]:
         """Return one list of documents per query, best first; an empty list where nothing was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverTool:
+    """A search engine as the agent's tool."""
+
+    retriever: Retriever
+    topk: int
+    """Documents a query, at most."""
+
+    async def search(self, queries: Sequence[str]) -> list[list[Document]]:
+        """Search; see `SearchTool`."""
+        found = await self.retriever.search(queries, self.topk)
+        return [[Document(hit.passage.text, hit.passage.title, hit.passage.id) for hit in hits] for hits in found]
+
+    async def aclose(self) -> None:
+        """Close the engine's connections."""
+        await self.retriever.aclose()
 
 
 @dataclass(frozen=True)

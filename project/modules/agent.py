@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from lightning import LightningModule
 
-from project.corpus.client import SearchClient
+from project.corpus.engines.http import HttpRetriever
 from project.corpus.index import MANIFEST
-from project.corpus.server import ServerHandle
-from project.environment.search import EpisodeLimits
+from project.corpus.serving.handle import ServerHandle
+from project.environment.search import EpisodeLimits, RetrieverTool
 from project.errors import InputError, RetrievalError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
@@ -122,7 +122,7 @@ class SearchAgent(LightningModule):
     def run_episodes(self, questions: list[Question], seeds: list[int], temperature: float) -> list[Episode]:
         """Run one episode per question; a share of failed searches over 10 % stops the run."""
         assert self._engine is not None
-        tool = SearchClient(self.retrieval_url, self.topk) if self.retrieval_url else None
+        tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk) if self.retrieval_url else None
         episodes = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature).run(questions, seeds)
         failed = [e for e in episodes if e.finish.is_environment_failure]
         if len(failed) > 0.1 * len(episodes):

@@ -19,9 +19,11 @@ import pytest
 
 from project.cli import main
 from project.corpus.build import write_index
-from project.corpus.client import SearchClient
+from project.corpus.engines.http import HttpRetriever
 from project.corpus.index import Index
-from project.corpus.server import ServerHandle, create_app
+from project.corpus.serving.app import create_app
+from project.corpus.serving.handle import ServerHandle
+from project.environment.search import RetrieverTool
 from project.errors import InputError, RetrievalError
 from project.records import Document, Hit, Passage
 
@@ -100,7 +102,7 @@ def test_the_other_clients_names(server, body):
 def test_topk_is_three_by_default_and_may_exceed_the_corpus(server):
     many = {"queries": ["capital gas surrogate"]}
     assert len(post(server, **many).json()["result"][0]) == 3
-    assert len(post(server, **many, topk=10**6).json()["result"][0]) == 4
+    assert len(post(server, **many, topk=1000).json()["result"][0]) == 4
     assert post(server, queries=[]).json() == {"result": []}
 
 
@@ -117,6 +119,16 @@ def test_topk_is_three_by_default_and_may_exceed_the_corpus(server):
         (b'{"queries": ["a"], "topk": "3"}', "field 'topk'"),
         (b'{"queries": ["a"], "topk": true}', "field 'topk'"),
         (b'{"queries": ["a"], "topk": 3, "k": 4}', "not topk, k"),
+        (b'{"queries": ["a"], "topk": 1000000}', "1,000,000 hits are asked for, at most 1,000 a query are given"),
+        (b'{"queries": ["a"], "topk": ' + b"9" * 5000 + b"}", "the body is not JSON"),
+        (json.dumps({"queries": ["a"] * 10_000}).encode(), "field 'queries' holds 10,000 queries, at most 256 are answered"),
+        (
+            json.dumps({"query": "a" * 1_000_000}).encode(),
+            "field 'query' holds a query of 1,000,000 characters, at most 10,000",
+        ),
+        (b'{"queries": ["\xff"]}', "the body is not JSON"),
+        (b"[" * 100_000, "the body is not JSON"),
+        (b"", "the body is not JSON"),
         (b'{"queries": ["a"], "return_scores": "no"}', "field 'return_scores'"),
     ],
 )
@@ -145,12 +157,12 @@ def test_many_clients_at_once_each_get_their_own(server):
     wanted = {"Mongolia": "mn", "Fiji": "fj", "helium": "he", "zebra": None}
 
     async def run() -> None:
-        async with SearchClient(server.url, topk=1, concurrency=16) as client:
+        async with HttpRetriever(server.url, concurrency=16) as client:
             queries = list(wanted) * 25
-            answers = await asyncio.gather(*(client.search([query, "helium"]) for query in queries))
+            answers = await asyncio.gather(*(client.search([query, "helium"], 1) for query in queries))
             for query, (own, other) in zip(queries, answers, strict=True):
-                assert [d.id for d in own] == ([wanted[query]] if wanted[query] else [])
-                assert [d.id for d in other] == ["he"]
+                assert [hit.passage.id for hit in own] == ([wanted[query]] if wanted[query] else [])
+                assert [hit.passage.id for hit in other] == ["he"]
 
     asyncio.run(run())
 
@@ -158,10 +170,8 @@ def test_many_clients_at_once_each_get_their_own(server):
 class SlowRetriever:
     """Takes half a second for a search, as a large index would."""
 
-    digest = "0" * 16
-
-    def __len__(self) -> int:
-        return 1
+    async def aclose(self) -> None:
+        pass
 
     async def search(self, queries, k) -> list[list[Hit]]:
         await asyncio.to_thread(time.sleep, 0.5)
@@ -170,7 +180,7 @@ class SlowRetriever:
 
 def test_a_search_does_not_block_the_event_loop():
     async def run() -> tuple[float, float]:
-        transport = httpx.ASGITransport(create_app(SlowRetriever()))
+        transport = httpx.ASGITransport(create_app(SlowRetriever(), {}))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             start = time.monotonic()
             searches = [asyncio.create_task(client.post("/retrieve", json={"queries": ["x"]})) for _ in range(2)]
@@ -231,7 +241,7 @@ def test_handle_stops_its_server_and_starts_again(index_dir):
 
 def test_server_ends_when_its_run_is_killed(index_dir):
     script = (
-        "import os, signal; from pathlib import Path; from project.corpus.server import ServerHandle\n"
+        "import os, signal; from pathlib import Path; from project.corpus.serving.handle import ServerHandle\n"
         f"handle = ServerHandle(Path({str(index_dir)!r})).start(); print(handle.url, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -250,24 +260,24 @@ def test_server_ends_when_its_run_is_killed(index_dir):
 
 def test_client_returns_documents_in_successive_event_loops(server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # loopback never goes through a proxy
-    client = SearchClient(f"{server.url}/retrieve", topk=1)
+    client = HttpRetriever(f"{server.url}/retrieve")
+    tool = RetrieverTool(client, 1)
     for _ in range(3):
-        found = asyncio.run(client.search(["helium", "zebra"]))
-        assert found == [[Document("Helium is a noble gas.", "Helium", "he")], []]
-    assert asyncio.run(client.search([])) == []
-    assert asyncio.run(client.search(["\ud800"])) == [[]]
+        assert asyncio.run(tool.search(["helium", "zebra"])) == [[Document("Helium is a noble gas.", "Helium", "he")], []]
+    assert asyncio.run(client.search([], 1)) == []
+    assert asyncio.run(client.search(["\ud800"], 1)) == [[]]
     assert asyncio.run(client.health())["status"] == "ok"
 
 
 def test_a_dead_server_is_an_error_not_an_empty_result(index_dir):
     handle = ServerHandle(index_dir).start()
-    client = SearchClient(handle.url, topk=1)
+    client = HttpRetriever(handle.url)
 
     async def run() -> None:
-        assert len((await client.search(["helium"]))[0]) == 1
+        assert len((await client.search(["helium"], 1))[0]) == 1
         handle.close()
         with pytest.raises(RetrievalError, match=r"cannot be reached .*4 attempts.*seeker serve retrieval"):
-            await client.search(["helium"])
+            await client.search(["helium"], 1)
 
     asyncio.run(run())
 
@@ -317,7 +327,7 @@ def answering(*answers: tuple[int, bytes], delay_s: float = 0.0) -> Iterator[tup
 )
 def test_malformed_answers_are_errors(body, said):
     with answering((200, body)) as (url, _), pytest.raises(RetrievalError, match=said):
-        asyncio.run(SearchClient(url).search(["x"]))
+        asyncio.run(HttpRetriever(url).search(["x"], 3))
 
 
 def test_both_shapes_of_hits_are_read():
@@ -325,22 +335,22 @@ def test_both_shapes_of_hits_are_read():
         b'{"result": [[{"document": {"contents": "\\"T\\"\\nbody"}, "score": 1.0}, {"id": 7, "title": "T", "text": "body"}]]}'
     )
     with answering((200, hits)) as (url, _):
-        found = asyncio.run(SearchClient(url).search(["x"]))
-    assert found == [[Document("body", "T", ""), Document("body", "T", "7")]]
+        found = asyncio.run(HttpRetriever(url).search(["x"], 3))
+    assert found == [[Hit(Passage("", "T", "body"), 1.0), Hit(Passage("7", "T", "body"), 0.5)]]
 
 
 def test_busy_servers_are_asked_again_and_refusals_are_not():
     good = (200, b'{"result": [[]]}')
     with answering((503, b""), (500, b""), good) as (url, sent):
-        assert asyncio.run(SearchClient(url).search(["x"])) == [[]]
+        assert asyncio.run(HttpRetriever(url).search(["x"], 3)) == [[]]
         assert sent == [503, 500, 200]
     with answering((500, b"broken")) as (url, sent):
         with pytest.raises(RetrievalError, match="status 500: broken"):
-            asyncio.run(SearchClient(url).search(["x"]))
+            asyncio.run(HttpRetriever(url).search(["x"], 3))
         assert sent == [500] * 4
     with answering((422, b"no"), good) as (url, sent):
         with pytest.raises(RetrievalError, match="status 422: no"):
-            asyncio.run(SearchClient(url).search(["x"]))
+            asyncio.run(HttpRetriever(url).search(["x"], 3))
         assert sent == [422]
 
 
@@ -348,12 +358,12 @@ def test_one_deadline_covers_all_attempts():
     with answering((500, b""), delay_s=0.2) as (url, _):
         start = time.monotonic()
         with pytest.raises(RetrievalError, match=r"did not answer in 0\.3 s"):
-            asyncio.run(SearchClient(url, timeout_s=0.3).search(["x"]))
+            asyncio.run(HttpRetriever(url, timeout_s=0.3).search(["x"], 3))
         assert time.monotonic() - start < 0.8
 
 
 def test_wrong_arguments_of_the_client():
     with pytest.raises(InputError, match="'localhost:8001' is not the address"):
-        SearchClient("localhost:8001")
-    with pytest.raises(InputError, match="topk=0"):
-        SearchClient("http://localhost:8001", topk=0)
+        HttpRetriever("localhost:8001")
+    with pytest.raises(InputError, match="concurrency=0"):
+        HttpRetriever("http://localhost:8001", concurrency=0)

@@ -10,7 +10,7 @@ from tiny import tiny_model_folder
 from transformers import AutoModelForCausalLM
 
 from project.corpus.build import write_index
-from project.corpus.server import ServerHandle
+from project.corpus.serving.handle import ServerHandle
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits
 from project.errors import EngineError, InputError, RetrievalError, TrainingError

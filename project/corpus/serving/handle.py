@@ -1,137 +1,29 @@
-"""The retrieval server: `seeker serve retrieval --index DIR`, and a handle that starts and stops one.
+"""A retrieval server of one's own: a child process on a free port.
 
-`POST /retrieve` (`wire.py`) and `GET /health`. Searching blocks, so it runs in a thread and the event loop stays free.
-Bad requests get status 422 and one sentence. `ServerHandle` is how a run gets its own server: a child process on a free
-port, checked, stopped by its handle, and gone when the run dies.
+It is checked before it is used, stopped by its handle, and gone when the run dies.
 """
 
-# No `from __future__ import annotations` here: FastAPI reads the endpoints' annotations, whose types are imported locally.
+from __future__ import annotations
 
-import errno
 import http.client
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from project.corpus.index import Index, read_manifest
-from project.errors import InputError, RetrievalError
+from project.corpus.index import read_manifest
+from project.errors import RetrievalError
 from project.records import Row
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI, Response
-
-PROJECT_ROOT = Path(__file__).parents[2]
+PROJECT_ROOT = Path(__file__).parents[3]
 LOG_LINES = 15
 """How much of a dead server's log the error shows."""
-
-
-def create_app(index: Index) -> "FastAPI":
-    """Return the web application that searches `index`."""
-    from fastapi import FastAPI, Request, Response
-    from fastapi.exceptions import RequestValidationError
-
-    from project.corpus.wire import RetrieveRequest, response
-
-    app = FastAPI(title="Seeker retrieval", strict_content_type=False)  # `curl -d` sends JSON as a form
-
-    async def retrieve(body: RetrieveRequest) -> Response:
-        hits = await index.search(body.texts, body.limit)
-        return _json(response(body, hits))
-
-    async def health() -> Response:
-        return _json({"status": "ok", "passages": len(index), "digest": index.digest, "pid": os.getpid()})
-
-    async def refuse(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return _json({"detail": _sentence(error.errors()[0])}, status=422)
-
-    app.add_api_route("/retrieve", retrieve, methods=["POST"], response_class=Response)
-    app.add_api_route("/health", health, methods=["GET"], response_class=Response)
-    app.add_exception_handler(RequestValidationError, refuse)
-    return app
-
-
-def _json(value: Row, status: int = 200) -> "Response":
-    """Return a JSON response in ASCII, so that a lone surrogate in a passage cannot fail."""
-    from fastapi import Response
-
-    return Response(json.dumps(value), status_code=status, media_type="application/json")
-
-
-def _sentence(error: Row) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part != "body")
-    if error["type"] == "json_invalid":
-        return f"the body is not JSON: {error.get('ctx', {}).get('error', error['msg'])}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"field '{where}': {message}" if where else message
-
-
-def retrieval(index: Path, host: str = "127.0.0.1", port: int = 8001, parent_pid: int | None = None) -> None:
-    """Serve POST /retrieve from an index until interrupted.
-
-    Args:
-        index: the folder that `seeker index build` wrote.
-        host: address to listen on; the default is this machine only.
-        port: TCP port.
-        parent_pid: stop when this process, which must be the parent, is gone.
-    """
-    import uvicorn
-
-    if parent_pid is not None:
-        _stop_with_parent(parent_pid)
-    listener = _listener(host, port)
-    try:
-        loaded = Index.load(index)
-        print(f"serving {len(loaded)} passages at http://{host}:{port}/retrieve", flush=True)
-        uvicorn.Server(uvicorn.Config(create_app(loaded), log_level="warning")).run(sockets=[listener])
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    finally:
-        listener.close()
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """Return a bound socket, before anything is loaded, so that a port in use is known at once."""
-    if not 0 < port < 65536:
-        raise InputError(f"--port is {port}; give a number from 1 to 65535")
-    listener = None
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        if listener:
-            listener.close()
-        raise _cannot_listen(host, port, error) from error
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
-    if error.errno == errno.EADDRINUSE:
-        return InputError(f"port {port} on {host} is in use; stop what listens there or give another --port")
-    return InputError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port")
-
-
-def _stop_with_parent(parent_pid: int) -> None:
-    """End this process within a second of its parent's end, even if the parent was killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent_pid:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
 class ServerHandle:

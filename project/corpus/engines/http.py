@@ -1,22 +1,26 @@
-"""The search client of rollouts and evaluation: async, bounded, and never an empty result for a failure.
+"""Any server of the `/retrieve` format as an engine; the search client of rollouts and evaluation.
 
-One call of `search` is one POST. It has one deadline for all its attempts; refused connections and statuses 5xx are tried
-again with growing, jittered pauses. Whatever is left is a `RetrievalError`: a dead server is not "No results.".
+One call of `search` is one POST, and never an empty result for a failure: a dead server is not "No results.". A call has one
+deadline for all its attempts; refused connections, status 429 and 5xx are tried again with growing, jittered pauses, or after
+what `Retry-After` says. After several failed calls in a row the server counts as down, and calls fail at once for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from project.errors import InputError, RetrievalError
-from project.records import Document, Passage, Row
+from project.records import Hit, Passage, Row
 
 if TYPE_CHECKING:
     import httpx
@@ -24,6 +28,30 @@ if TYPE_CHECKING:
 ATTEMPTS = 4
 PAUSE_S = 0.1
 """Mean pause before the second attempt, in seconds; it doubles each time."""
+FAILURES, DOWN_S = 8, 5.0
+"""Failed calls in a row after which a server counts as down, and for how many seconds."""
+TOKEN = "SEEKER_RETRIEVAL_TOKEN"
+"""The environment variable that holds the bearer token; server and client read it."""
+
+
+class Breaker:
+    """Counts failed calls in a row; after `FAILURES` one is let through every `DOWN_S` seconds, and the others fail at once."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._failures, self._until = 0, 0.0
+
+    def __enter__(self) -> None:
+        if self._failures >= FAILURES and time.monotonic() < self._until:
+            said = f"failed {self._failures} times in a row and is not asked again for a moment"
+            raise RetrievalError(f"{self.name} {said}; is it up?")
+        self._until = time.monotonic() + DOWN_S  # while this one finds out, others do not
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self._failures = 0
+        elif isinstance(error, RetrievalError):
+            self._failures += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,41 +62,42 @@ class _Connections:
     slots: asyncio.Semaphore
 
 
-class SearchClient:
+class HttpRetriever:
     """Searches through any server of the `/retrieve` format. Works from any number of successive `asyncio.run` calls."""
 
-    def __init__(self, url: str, topk: int = 3, timeout_s: float = 30.0, concurrency: int = 32) -> None:
+    def __init__(self, url: str, timeout_s: float = 30.0, concurrency: int = 32, token: str | None = None) -> None:
         """Prepare; nothing is connected before the first search.
 
         Args:
             url: base address of the server, or that of its `/retrieve`.
-            topk: hits per query, at most.
             timeout_s: seconds for one search, its further attempts included, waiting for a free slot excluded.
             concurrency: requests in flight at once, per event loop.
+            token: the server's bearer token; by default what SEEKER_RETRIEVAL_TOKEN holds, if anything.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"'{url}' is not the address of a retrieval server; give one such as http://127.0.0.1:8001")
-        if topk < 1 or concurrency < 1 or timeout_s <= 0:
-            raise InputError(f"topk={topk}, concurrency={concurrency}, timeout_s={timeout_s}: each must be above 0")
+        if concurrency < 1 or timeout_s <= 0:
+            raise InputError(f"concurrency={concurrency}, timeout_s={timeout_s}: each must be above 0")
         self.url = url.rstrip("/").removesuffix("/retrieve")
-        self.topk, self.timeout_s, self.concurrency = topk, timeout_s, concurrency
+        self.timeout_s, self.concurrency, self.token = timeout_s, concurrency, token or os.environ.get(TOKEN)
+        self._breaker = Breaker(self.url)
         self._local = _is_local(parts.hostname)
         self._random = random.Random()  # the run's own random state stays as it is
         self._by_loop: dict[asyncio.AbstractEventLoop, _Connections] = {}
 
-    async def search(self, queries: Sequence[str]) -> list[list[Document]]:
-        """Return for each query its documents, best first; none is a right answer.
+    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Return for each query its hits, best first; none is a right answer.
 
         Raises:
             RetrievalError: the server cannot be reached, is too slow, refuses, or answers with something else.
         """
         if not queries:
             return []
-        body = {"queries": list(queries), "topk": self.topk, "return_scores": False}
+        body = {"queries": list(queries), "topk": k, "return_scores": True}
         answer = await self._request("POST", "/retrieve", body)
         try:
-            return _documents(answer, len(queries))
+            return [hits[:k] for hits in _hits(answer, len(queries))]
         except (ValueError, TypeError, KeyError) as error:
             raise RetrievalError(f"{self.url}/retrieve did not answer in the /retrieve format: {error}") from error
 
@@ -110,13 +139,10 @@ class SearchClient:
     async def _request(self, method: str, path: str, body: Row | None) -> Any:  # noqa: ANN401 - whatever JSON held
         connections = self._connections()
         async with connections.slots:
-            try:
-                async with asyncio.timeout(self.timeout_s):
-                    response = await self._attempts(connections.http, method, path, body)
-            except TimeoutError as error:
-                raise RetrievalError(f"{self.url}{path} did not answer in {self.timeout_s:g} s; is it overloaded?") from error
+            with self._breaker:
+                response = await self._response(connections.http, method, path, body)
         if response.status_code != 200:
-            raise RetrievalError(f"{self.url}{path} answered with status {response.status_code}: {response.text[:300]}")
+            raise _refused(self.url + path, response)
         try:
             return response.json()
         except ValueError as error:
@@ -124,12 +150,23 @@ class SearchClient:
                 f"{self.url}{path} answered with something that is not JSON: {response.text[:100]!r}"
             ) from error
 
+    async def _response(self, http: httpx.AsyncClient, method: str, path: str, body: Row | None) -> httpx.Response:
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                response = await self._attempts(http, method, path, body)
+        except TimeoutError as error:
+            raise RetrievalError(f"{self.url}{path} did not answer in {self.timeout_s:g} s; is it overloaded?") from error
+        if response.status_code >= 500:
+            raise _refused(self.url + path, response)
+        return response
+
     async def _attempts(self, http: httpx.AsyncClient, method: str, path: str, body: Row | None) -> httpx.Response:
         import httpx
 
         content = None if body is None else json.dumps(body)  # in ASCII: a lone surrogate cannot fail
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.token}"} if self.token else {})
         for attempt in range(1, ATTEMPTS + 1):
+            pause = PAUSE_S * 2 ** (attempt - 1) * self._random.uniform(0.5, 1.5)
             try:
                 response = await http.request(method, self.url + path, content=content, headers=headers)
             except httpx.TransportError as error:
@@ -139,10 +176,20 @@ class SearchClient:
                         f"{self.url}{path} cannot be reached ({reason}); is 'seeker serve retrieval' running?"
                     ) from error
             else:
-                if response.status_code < 500 or attempt == ATTEMPTS:
+                if (response.status_code < 500 and response.status_code != 429) or attempt == ATTEMPTS:
                     return response
-            await asyncio.sleep(PAUSE_S * 2 ** (attempt - 1) * self._random.uniform(0.5, 1.5))
+                pause = max(pause, _retry_after(response.headers.get("retry-after", "")))
+            await asyncio.sleep(pause)
         raise AssertionError  # the last attempt returned or raised
+
+
+def _refused(url: str, response: httpx.Response) -> RetrievalError:
+    return RetrievalError(f"{url} answered with status {response.status_code}: {response.text[:300]}")
+
+
+def _retry_after(header: str) -> float:
+    """Return the seconds that a server asks for; 0 where it names none, or a date."""
+    return float(header) if header.isdecimal() else 0.0
 
 
 def _is_local(host: str) -> bool:
@@ -153,7 +200,7 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def _documents(answer: Any, queries: int) -> list[list[Document]]:  # noqa: ANN401 - whatever JSON held
+def _hits(answer: Any, queries: int) -> list[list[Hit]]:  # noqa: ANN401 - whatever JSON held
     """Read `{"result": [[hit, …], …]}`; a hit is a document or `{"document": …, "score": …}`."""
     found = answer["result"] if isinstance(answer, dict) and "result" in answer else None
     if not isinstance(found, list) or not all(isinstance(hits, list) for hits in found):
@@ -162,13 +209,16 @@ def _documents(answer: Any, queries: int) -> list[list[Document]]:  # noqa: ANN4
     if len(found) != queries:
         msg = f"field 'result' holds {len(found)} lists for {queries} queries"
         raise ValueError(msg)
-    return [[_document(hit) for hit in hits] for hits in found]
+    return [[_hit(hit, rank) for rank, hit in enumerate(hits, 1)] for hits in found]
 
 
-def _document(hit: Any) -> Document:  # noqa: ANN401 - whatever JSON held
-    row = hit.get("document", hit) if isinstance(hit, dict) else hit
-    if not isinstance(row, dict):
-        msg = f"a hit is a JSON {type(row).__name__}, expected an object"
+def _hit(hit: Any, rank: int) -> Hit:  # noqa: ANN401 - whatever JSON held
+    """Read a hit; one without a score gets 1 / rank."""
+    if not isinstance(hit, dict):
+        msg = f"a hit is a JSON {type(hit).__name__}, expected an object"
         raise ValueError(msg)
-    passage = Passage.from_row({"id": ""} | row)
-    return Document(passage.text, passage.title, passage.id)
+    row, score = hit.get("document", hit), hit.get("score", 1 / rank)
+    if not isinstance(row, dict) or not isinstance(score, (int, float)):
+        msg = f"a hit's document is a JSON {type(row).__name__} and its score {score!r}, expected an object and a number"
+        raise ValueError(msg)
+    return Hit(Passage.from_row({"id": ""} | row), float(score))

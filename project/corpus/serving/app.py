@@ -1,0 +1,108 @@
+"""The web application: `POST /retrieve` (`wire.py`), `GET /health` and `GET /metrics` (Prometheus).
+
+A refusal is one sentence under `detail` (`limits.py`).
+"""
+
+# No `from __future__ import annotations` here: FastAPI reads the endpoints' annotations, whose types are imported locally.
+
+import asyncio
+import hmac
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from project.corpus.retrievers import Retriever
+from project.corpus.serving.batching import Batcher
+from project.corpus.serving.cache import Cached
+from project.corpus.serving.limits import REFUSALS, Limits, Refusal
+from project.corpus.serving.metrics import Metrics
+from project.errors import BusyError, RetrievalError
+from project.records import Hit, Row
+from project.writing import json_bytes
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+
+
+def create_app(retriever: Retriever, about: Row, limits: Limits | None = None, token: str | None = None) -> "FastAPI":
+    """Return the application.
+
+    Args:
+        retriever: what is searched.
+        about: what /health says of it beside `status` and `pid`.
+        limits: what clients may ask for.
+        token: what they must send as `Authorization: Bearer TOKEN`; None asks for none.
+    """
+    from fastapi import FastAPI, Request, Response
+
+    from project.corpus.serving.wire import RESPONSE_SCHEMA, read_request, request_schema, response
+
+    limits, metrics = limits or Limits(), Metrics()
+    batcher = Batcher(retriever, limits.batch, limits.max_waiting, observe=metrics.batch)
+    metrics.watch_queue(lambda: batcher.waiting)
+    search: Retriever = batcher if not limits.cache_hits else Cached(batcher, limits.cache_hits, metrics.cache)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await search.aclose()
+
+    app = FastAPI(title="Seeker retrieval", lifespan=lifespan)
+
+    async def answer(request: Request) -> Row:
+        _authorise(request.headers.get("authorization", ""), token)
+        asked = read_request(await _body(request, limits.max_body_bytes), limits)
+        return response(asked, await _within(search.search(asked.texts, asked.limit), limits.deadline_s))
+
+    async def retrieve(request: Request) -> Response:
+        start = time.perf_counter()
+        try:
+            content, status, headers = await answer(request), 200, {}
+        except Refusal as refusal:
+            content, status, headers = {"detail": refusal.detail}, refusal.status, refusal.headers
+        metrics.request(status, time.perf_counter() - start)
+        return Response(json_bytes(content), status, headers, "application/json")
+
+    async def health() -> Response:
+        return Response(json_bytes({"status": "ok", **about, "pid": os.getpid()}), media_type="application/json")
+
+    async def show_metrics() -> Response:
+        return Response(metrics.text(), media_type=metrics.media_type)
+
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": request_schema(limits)}}}}
+    described: dict[int | str, Row] = {200: {"content": {"application/json": {"schema": RESPONSE_SCHEMA}}}}
+    described |= {status: {"description": why} for status, why in REFUSALS.items()}
+    app.add_api_route("/retrieve", retrieve, methods=["POST"], openapi_extra=body, responses=described, response_class=Response)
+    app.add_api_route("/health", health, methods=["GET"], response_class=Response)
+    app.add_api_route("/metrics", show_metrics, methods=["GET"], response_class=Response)
+    return app
+
+
+def _authorise(header: str, token: str | None) -> None:
+    if token and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
+        raise Refusal(401, "this server wants 'Authorization: Bearer TOKEN' with its token", **{"www-authenticate": "Bearer"})
+
+
+async def _body(request: "Request", most: int) -> bytes:
+    """Read the body, no further than it may be long."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise Refusal(413, f"the body has more than {most:,} bytes; ask for less at once", connection="close")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _within(search: Awaitable[list[list[Hit]]], deadline_s: float) -> list[list[Hit]]:
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await search
+    except TimeoutError as error:
+        raise Refusal(504, f"the search took more than {deadline_s:g} s; ask for less, or again later") from error
+    except BusyError as error:
+        raise Refusal(503, str(error), **{"retry-after": "1"}) from error
+    except RetrievalError as error:
+        raise Refusal(502, str(error)) from error

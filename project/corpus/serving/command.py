@@ -1,0 +1,100 @@
+"""`seeker serve retrieval --index DIR`: the application on a port, until it is asked to stop.
+
+Asked to stop (Ctrl-C, SIGTERM) it takes no more requests and answers those that it has.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+from project.corpus.engines.http import TOKEN
+from project.corpus.index import EngineName, Index, RankingSettings, read_manifest
+from project.corpus.serving.limits import Limits
+from project.errors import InputError
+
+GRACE_S = 10
+"""Seconds that requests have to end once the server is asked to stop."""
+_RANKING, _LIMITS = RankingSettings(), Limits()
+
+
+def retrieval(
+    index: Path,
+    host: str = "127.0.0.1",
+    port: int = 8001,
+    engine: EngineName | None = None,
+    ranking: RankingSettings = _RANKING,
+    limits: Limits = _LIMITS,
+    parent_pid: int | None = None,
+) -> None:
+    """Serve POST /retrieve from an index until interrupted; where SEEKER_RETRIEVAL_TOKEN is set, only to who sends it.
+
+    Args:
+        index: the folder that `seeker index build` wrote.
+        host: address to listen on; the default is this machine only.
+        port: TCP port.
+        engine: by which of its engines to search; default: that for which it was built.
+        ranking: how engines are combined.
+        limits: what clients may ask for.
+        parent_pid: stop when this process, which must be the parent, is gone.
+    """
+    import uvicorn
+
+    from project.corpus.serving.app import create_app
+
+    if parent_pid is not None:
+        _stop_with_parent(parent_pid)
+    limits.check()
+    listener = _listener(host, port)
+    try:
+        loaded = Index.load(index, engine, ranking)
+        loaded.find(["warm up"], 1)  # compiles and loads what the first search needs
+        about = {"passages": len(loaded), "digest": loaded.digest, "engine": engine or read_manifest(index)["engine"]}
+        app = create_app(loaded, about, limits, os.environ.get(TOKEN))
+        print(f"serving {len(loaded)} passages at http://{host}:{port}/retrieve", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S)
+        uvicorn.Server(config).run(sockets=[listener])
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+    finally:
+        listener.close()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Return a bound socket, before anything is loaded, so that a port in use is known at once."""
+    if not 0 < port < 65536:
+        raise InputError(f"--port is {port}; give a number from 1 to 65535")
+    listener = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        if listener:
+            listener.close()
+        raise _cannot_listen(host, port, error) from error
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
+    if error.errno == errno.EADDRINUSE:
+        return InputError(f"port {port} on {host} is in use; stop what listens there or give another --port")
+    return InputError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port")
+
+
+def _stop_with_parent(parent_pid: int) -> None:
+    """End this process within a second of its parent's end, even if the parent was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
