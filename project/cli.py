@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "index search": ("project.corpus.index:search", "ask an index one query"),
     "index bench": ("project.evaluation.retrieval:bench", "what an index finds for judged queries, and how fast"),
     "serve retrieval": ("project.corpus.serving.command:retrieval", "serve POST /retrieve from an index"),
+    "serve mcp": ("project.corpus.serving.mcp:mcp", "serve search as an MCP tool"),
     "progressive": ("project.modules.progressive:progressive", "train phase after phase, each from the one before"),
     "compare": ("project.tracking.compare:compare", "runs side by side from MLflow"),
     "runs": ("project.tracking.compare:runs", "list the tracked runs"),

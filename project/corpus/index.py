@@ -67,8 +67,8 @@ _RANKING = RankingSettings()
 class Index:
     """Passages and an engine that ranks them. Searching only reads: threads may share one."""
 
-    def __init__(self, passages: Sequence[Passage], ranker: Ranker, digest: str = "") -> None:
-        self.passages, self.ranker = passages, ranker
+    def __init__(self, passages: Sequence[Passage], ranker: Ranker, digest: str = "", engine: EngineName = "bm25") -> None:
+        self.passages, self.ranker, self.engine = passages, ranker, engine
         self.digest = digest
         """Fingerprint of the passages: 16 hexadecimal digits; empty in memory."""
 
@@ -97,12 +97,13 @@ class Index:
         """
         manifest = read_manifest(folder)
         _check_files(folder, manifest)
-        _check_memory(folder, manifest, PARTS[engine or manifest["engine"]])
+        engine = engine or _engine(folder, manifest)
+        _check_memory(folder, manifest, PARTS[engine])
         passages = PassageStore(folder)
         if len(passages) != manifest["passages"]:
             raise InputError(f"{folder} is a damaged index: its parts differ in size; {BUILD_AGAIN}")
-        ranker = _ranker(folder, manifest, engine or manifest["engine"], ranking or RankingSettings(), Texts(passages))
-        return cls(passages, ranker, manifest["digest"])
+        ranker = _ranker(folder, manifest, engine, ranking or RankingSettings(), Texts(passages))
+        return cls(passages, ranker, manifest["digest"], engine)
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -182,6 +183,13 @@ def read_manifest(folder: Path) -> Row:
                     f"{folder}: its {part} part was made by {package} {made_by}, here is {version(package)}; {BUILD_AGAIN}"
                 )
     return manifest
+
+
+def _engine(folder: Path, manifest: Row) -> EngineName:
+    engine: EngineName = manifest["engine"]
+    if engine not in PARTS:
+        raise InputError(f"{folder} was built for the engine '{engine}', which this version does not have; {BUILD_AGAIN}")
+    return engine
 
 
 def _minor(number: str) -> list[str]:

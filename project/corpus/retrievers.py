@@ -31,6 +31,16 @@ class Retriever(Protocol):
         """Give up connections and memory."""
 
 
+class SeededRetriever(Protocol):
+    """A `Retriever` whose noise, if it has any, is drawn from a request's seed."""
+
+    async def search(self, queries: Sequence[str], k: int, seed: str = "") -> list[list[Hit]]:
+        """Search; see `Retriever`."""
+
+    async def aclose(self) -> None:
+        """Give up connections and memory."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
     """What an engine of an index found for a query, best first."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from project.corpus.retrievers import Retriever
+from project.corpus.retrievers import SeededRetriever
 from project.dialects import Action, Dialect
 from project.errors import InputError, RetrievalError
 from project.records import Document, FinishReason, Message, Question
@@ -20,21 +20,26 @@ from project.records import Document, FinishReason, Message, Question
 class SearchTool(Protocol):
     """What an agent searches with: an engine, or a dictionary in tests."""
 
-    async def search(self, queries: Sequence[str]) -> list[list[Document]]:
-        """Return one list of documents per query, best first; an empty list where nothing was found."""
+    async def search(self, queries: Sequence[str], seed: str) -> list[list[Document]]:
+        """Return one list of documents per query, best first; an empty list where nothing was found.
+
+        Args:
+            queries: of one turn.
+            seed: the question's id and the turn, from which an engine that adds noise draws.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class RetrieverTool:
     """A search engine as the agent's tool."""
 
-    retriever: Retriever
+    retriever: SeededRetriever
     topk: int
     """Documents a query, at most."""
 
-    async def search(self, queries: Sequence[str]) -> list[list[Document]]:
+    async def search(self, queries: Sequence[str], seed: str) -> list[list[Document]]:
         """Search; see `SearchTool`."""
-        found = await self.retriever.search(queries, self.topk)
+        found = await self.retriever.search(queries, self.topk, seed)
         return [[Document(hit.passage.text, hit.passage.title, hit.passage.id) for hit in hits] for hits in found]
 
     async def aclose(self) -> None:
@@ -108,7 +113,7 @@ class SearchEnvironment:
         if self.tool is None:
             raise InputError("this run has no search tool; give model.index or model.retrieval_url, or limits.max_turns 1")
         try:
-            found = await self.tool.search(action.queries)
+            found = await self.tool.search(action.queries, f"{self.question.id}/{self.turns}")
         except RetrievalError as error:
             self.error = str(error)
             self.finish = FinishReason.TOOL_ERROR

@@ -18,11 +18,11 @@ class _ThreadedSearch:
     def __init__(self, tool: SearchTool, loop: asyncio.AbstractEventLoop) -> None:
         self._tool, self._loop = tool, loop
 
-    async def search(self, queries: Sequence[str]) -> list[list[Document]]:
+    async def search(self, queries: Sequence[str], seed: str) -> list[list[Document]]:
         """Search on the other thread's loop and wait for it on this one."""
 
         async def ask() -> list[list[Document]]:
-            return await self._tool.search(queries)
+            return await self._tool.search(queries, seed)
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ask(), self._loop))
 

@@ -180,7 +180,7 @@ class SlowRetriever:
 
 def test_a_search_does_not_block_the_event_loop():
     async def run() -> tuple[float, float]:
-        transport = httpx.ASGITransport(create_app(SlowRetriever(), {}))
+        transport = httpx.ASGITransport(create_app([SlowRetriever()], {}))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             start = time.monotonic()
             searches = [asyncio.create_task(client.post("/retrieve", json={"queries": ["x"]})) for _ in range(2)]
@@ -263,7 +263,10 @@ def test_client_returns_documents_in_successive_event_loops(server, monkeypatch)
     client = HttpRetriever(f"{server.url}/retrieve")
     tool = RetrieverTool(client, 1)
     for _ in range(3):
-        assert asyncio.run(tool.search(["helium", "zebra"])) == [[Document("Helium is a noble gas.", "Helium", "he")], []]
+        assert asyncio.run(tool.search(["helium", "zebra"], "q1/1")) == [
+            [Document("Helium is a noble gas.", "Helium", "he")],
+            [],
+        ]
     assert asyncio.run(client.search([], 1)) == []
     assert asyncio.run(client.search(["\ud800"], 1)) == [[]]
     assert asyncio.run(client.health())["status"] == "ok"

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from project.corpus.build import write_index
-from project.corpus.engines.http import DOWN_S, FAILURES, TOKEN, Breaker, HttpRetriever
+from project.corpus.engines.http import TOKEN, HttpRetriever
+from project.corpus.engines.json_api import DOWN_S, FAILURES, Breaker
 from project.corpus.serving.app import create_app
 from project.corpus.serving.batching import Batcher
 from project.corpus.serving.cache import Cached
@@ -154,7 +155,7 @@ def test_a_deeper_answer_serves_and_the_oldest_goes():
 
 @asynccontextmanager
 async def client_of(engine, limits=None, token=None, about=None):
-    app = create_app(engine, about or {}, limits, token)
+    app = create_app([engine], about or {}, limits, token)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
 
@@ -244,7 +245,7 @@ def test_limits_that_cannot_be(name):
 
 def test_the_openapi_description_is_true():
     """Schemathesis makes requests that fit the description, and others that do not, and checks the answers against it."""
-    app = create_app(Slow(), {"passages": 1}, Limits(max_queries=8, max_query_chars=50))
+    app = create_app([Slow()], {"passages": 1}, Limits(max_queries=8, max_query_chars=50))
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 
     @given(case=schema["/retrieve"]["POST"].as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
@@ -335,7 +336,7 @@ def test_many_clients_lose_nothing(index_dir):
 
 def test_the_breaker_opens_lets_one_through_and_closes(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("project.corpus.engines.http.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("project.corpus.engines.json_api.time.monotonic", lambda: now[0])
     breaker = Breaker("http://server")
 
     def call(error=None):
@@ -359,7 +360,7 @@ def test_the_breaker_opens_lets_one_through_and_closes(monkeypatch):
 
 
 def test_a_server_that_is_down_is_not_waited_for_by_every_episode(monkeypatch):
-    monkeypatch.setattr("project.corpus.engines.http.PAUSE_S", 0.001)
+    monkeypatch.setattr("project.corpus.engines.json_api.PAUSE_S", 0.001)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -23,7 +23,7 @@ class Dictionary:
     error: str = ""
     asked: list[list[str]] = field(default_factory=list)
 
-    async def search(self, queries):
+    async def search(self, queries, seed):
         self.asked.append(list(queries))
         if self.error:
             raise RetrievalError(self.error)

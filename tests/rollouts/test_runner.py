@@ -24,14 +24,14 @@ ANSWER = "<answer>\nmercury\n</answer>"
 class Dictionary:
     """A search tool that knows one thing."""
 
-    async def search(self, queries):
+    async def search(self, queries, seed):
         return [[Document("Mercury is liquid.", "Mercury", "hg")] if q == "liquid" else [] for q in queries]
 
 
 class Broken:
     """A search tool whose server is down."""
 
-    async def search(self, queries):
+    async def search(self, queries, seed):
         raise RetrievalError("the server is down")
 
 
@@ -212,9 +212,9 @@ def test_trap_10_episodes_do_not_wait_for_each_other(tags):
         def __init__(self):
             self.done = asyncio.Event()
 
-        async def search(self, queries):
+        async def search(self, queries, seed):
             await asyncio.wait_for(self.done.wait(), 10)
-            return await super().search(queries)
+            return await super().search(queries, seed)
 
     tool = Slow()
 

@@ -1,69 +1,21 @@
-"""Any server of the `/retrieve` format as an engine; the search client of rollouts and evaluation.
-
-One call of `search` is one POST, and never an empty result for a failure: a dead server is not "No results.". A call has one
-deadline for all its attempts; refused connections, status 429 and 5xx are tried again with growing, jittered pauses, or after
-what `Retry-After` says. After several failed calls in a row the server counts as down, and calls fail at once for a while.
-"""
+"""Any server of the `/retrieve` format as an engine; the search client of rollouts and evaluation."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import random
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from ipaddress import ip_address
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from typing import Any, Self
 
-from project.errors import InputError, RetrievalError
+from project.corpus.engines.json_api import JsonApi
+from project.errors import RetrievalError
 from project.records import Hit, Passage, Row
 
-if TYPE_CHECKING:
-    import httpx
-
-ATTEMPTS = 4
-PAUSE_S = 0.1
-"""Mean pause before the second attempt, in seconds; it doubles each time."""
-FAILURES, DOWN_S = 8, 5.0
-"""Failed calls in a row after which a server counts as down, and for how many seconds."""
 TOKEN = "SEEKER_RETRIEVAL_TOKEN"
 """The environment variable that holds the bearer token; server and client read it."""
 
 
-class Breaker:
-    """Counts failed calls in a row; after `FAILURES` one is let through every `DOWN_S` seconds, and the others fail at once."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._failures, self._until = 0, 0.0
-
-    def __enter__(self) -> None:
-        if self._failures >= FAILURES and time.monotonic() < self._until:
-            said = f"failed {self._failures} times in a row and is not asked again for a moment"
-            raise RetrievalError(f"{self.name} {said}; is it up?")
-        self._until = time.monotonic() + DOWN_S  # while this one finds out, others do not
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self._failures = 0
-        elif isinstance(error, RetrievalError):
-            self._failures += 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Connections:
-    """What belongs to one event loop."""
-
-    http: httpx.AsyncClient
-    slots: asyncio.Semaphore
-
-
 class HttpRetriever:
-    """Searches through any server of the `/retrieve` format. Works from any number of successive `asyncio.run` calls."""
+    """Searches through any server of the `/retrieve` format: a call is one POST, and a dead server is not "No results."."""
 
     def __init__(self, url: str, timeout_s: float = 30.0, concurrency: int = 32, token: str | None = None) -> None:
         """Prepare; nothing is connected before the first search.
@@ -74,28 +26,27 @@ class HttpRetriever:
             concurrency: requests in flight at once, per event loop.
             token: the server's bearer token; by default what SEEKER_RETRIEVAL_TOKEN holds, if anything.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"'{url}' is not the address of a retrieval server; give one such as http://127.0.0.1:8001")
-        if concurrency < 1 or timeout_s <= 0:
-            raise InputError(f"concurrency={concurrency}, timeout_s={timeout_s}: each must be above 0")
-        self.url = url.rstrip("/").removesuffix("/retrieve")
-        self.timeout_s, self.concurrency, self.token = timeout_s, concurrency, token or os.environ.get(TOKEN)
-        self._breaker = Breaker(self.url)
-        self._local = _is_local(parts.hostname)
-        self._random = random.Random()  # the run's own random state stays as it is
-        self._by_loop: dict[asyncio.AbstractEventLoop, _Connections] = {}
+        token = token or os.environ.get(TOKEN)
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        base = url.rstrip("/").removesuffix("/retrieve")
+        self._api = JsonApi(base, timeout_s, concurrency, headers, "; is 'seeker serve retrieval' running?")
+        self.url = self._api.url
 
-    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    async def search(self, queries: Sequence[str], k: int, seed: str = "") -> list[list[Hit]]:
         """Return for each query its hits, best first; none is a right answer.
+
+        Args:
+            queries: of one request.
+            k: hits a query, at most.
+            seed: what tells the request from others, for a server that adds noise.
 
         Raises:
             RetrievalError: the server cannot be reached, is too slow, refuses, or answers with something else.
         """
         if not queries:
             return []
-        body = {"queries": list(queries), "topk": k, "return_scores": True}
-        answer = await self._request("POST", "/retrieve", body)
+        body: Row = {"queries": list(queries), "topk": k, "return_scores": True} | ({"seed": seed} if seed else {})
+        answer = await self._api.call("POST", "/retrieve", body)
         try:
             return [hits[:k] for hits in _hits(answer, len(queries))]
         except (ValueError, TypeError, KeyError) as error:
@@ -107,97 +58,20 @@ class HttpRetriever:
         Raises:
             RetrievalError: as `search`.
         """
-        answer = await self._request("GET", "/health", None)
+        answer = await self._api.call("GET", "/health")
         if not isinstance(answer, dict):
             raise RetrievalError(f"{self.url}/health answered with a JSON {type(answer).__name__}, expected an object")
         return answer
 
     async def aclose(self) -> None:
         """Close this loop's connections; the client may be used again."""
-        connections = self._by_loop.pop(asyncio.get_running_loop(), None)
-        if connections:
-            await connections.http.aclose()
+        await self._api.aclose()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
-
-    def _connections(self) -> _Connections:
-        """Return this loop's connections and forget those of loops that were closed."""
-        import httpx
-
-        loop = asyncio.get_running_loop()
-        if loop not in self._by_loop:
-            for closed in [other for other in self._by_loop if other.is_closed()]:
-                del self._by_loop[closed]
-            http = httpx.AsyncClient(timeout=None, trust_env=not self._local)  # the deadline is asyncio's
-            self._by_loop[loop] = _Connections(http, asyncio.Semaphore(self.concurrency))
-        return self._by_loop[loop]
-
-    async def _request(self, method: str, path: str, body: Row | None) -> Any:  # noqa: ANN401 - whatever JSON held
-        connections = self._connections()
-        async with connections.slots:
-            with self._breaker:
-                response = await self._response(connections.http, method, path, body)
-        if response.status_code != 200:
-            raise _refused(self.url + path, response)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise RetrievalError(
-                f"{self.url}{path} answered with something that is not JSON: {response.text[:100]!r}"
-            ) from error
-
-    async def _response(self, http: httpx.AsyncClient, method: str, path: str, body: Row | None) -> httpx.Response:
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                response = await self._attempts(http, method, path, body)
-        except TimeoutError as error:
-            raise RetrievalError(f"{self.url}{path} did not answer in {self.timeout_s:g} s; is it overloaded?") from error
-        if response.status_code >= 500:
-            raise _refused(self.url + path, response)
-        return response
-
-    async def _attempts(self, http: httpx.AsyncClient, method: str, path: str, body: Row | None) -> httpx.Response:
-        import httpx
-
-        content = None if body is None else json.dumps(body)  # in ASCII: a lone surrogate cannot fail
-        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.token}"} if self.token else {})
-        for attempt in range(1, ATTEMPTS + 1):
-            pause = PAUSE_S * 2 ** (attempt - 1) * self._random.uniform(0.5, 1.5)
-            try:
-                response = await http.request(method, self.url + path, content=content, headers=headers)
-            except httpx.TransportError as error:
-                if attempt == ATTEMPTS:
-                    reason = f"{str(error) or type(error).__name__}, {ATTEMPTS} attempts"
-                    raise RetrievalError(
-                        f"{self.url}{path} cannot be reached ({reason}); is 'seeker serve retrieval' running?"
-                    ) from error
-            else:
-                if (response.status_code < 500 and response.status_code != 429) or attempt == ATTEMPTS:
-                    return response
-                pause = max(pause, _retry_after(response.headers.get("retry-after", "")))
-            await asyncio.sleep(pause)
-        raise AssertionError  # the last attempt returned or raised
-
-
-def _refused(url: str, response: httpx.Response) -> RetrievalError:
-    return RetrievalError(f"{url} answered with status {response.status_code}: {response.text[:300]}")
-
-
-def _retry_after(header: str) -> float:
-    """Return the seconds that a server asks for; 0 where it names none, or a date."""
-    return float(header) if header.isdecimal() else 0.0
-
-
-def _is_local(host: str) -> bool:
-    """True for this machine's loopback, which must never go through a proxy."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _hits(answer: Any, queries: int) -> list[list[Hit]]:  # noqa: ANN401 - whatever JSON held

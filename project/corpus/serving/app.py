@@ -9,10 +9,11 @@ import asyncio
 import hmac
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from project.corpus.engines.noisy import Noise, Noisy
 from project.corpus.retrievers import Retriever
 from project.corpus.serving.batching import Batcher
 from project.corpus.serving.cache import Cached
@@ -26,23 +27,30 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
 
-def create_app(retriever: Retriever, about: Row, limits: Limits | None = None, token: str | None = None) -> "FastAPI":
+def create_app(
+    retrievers: Sequence[Retriever],
+    about: Row,
+    limits: Limits | None = None,
+    token: str | None = None,
+    noise: Noise | None = None,
+) -> "FastAPI":
     """Return the application.
 
     Args:
-        retriever: what is searched.
+        retrievers: what is searched; of several, one is drawn for each request.
         about: what /health says of it beside `status` and `pid`.
         limits: what clients may ask for.
         token: what they must send as `Authorization: Bearer TOKEN`; None asks for none.
+        noise: how much worse the answers are made.
     """
     from fastapi import FastAPI, Request, Response
 
     from project.corpus.serving.wire import RESPONSE_SCHEMA, read_request, request_schema, response
 
     limits, metrics = limits or Limits(), Metrics()
-    batcher = Batcher(retriever, limits.batch, limits.max_waiting, observe=metrics.batch)
-    metrics.watch_queue(lambda: batcher.waiting)
-    search: Retriever = batcher if not limits.cache_hits else Cached(batcher, limits.cache_hits, metrics.cache)
+    batchers = [Batcher(one, limits.batch, limits.max_waiting, observe=metrics.batch) for one in retrievers]
+    metrics.watch_queue(lambda: sum(batcher.waiting for batcher in batchers))
+    search = Noisy([Cached(batcher, limits.cache_hits, metrics.cache) for batcher in batchers], noise or Noise())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +62,7 @@ def create_app(retriever: Retriever, about: Row, limits: Limits | None = None, t
     async def answer(request: Request) -> Row:
         _authorise(request.headers.get("authorization", ""), token)
         asked = read_request(await _body(request, limits.max_body_bytes), limits)
-        return response(asked, await _within(search.search(asked.texts, asked.limit), limits.deadline_s))
+        return response(asked, await _within(search.search(asked.texts, asked.limit, str(asked.seed or "")), limits.deadline_s))
 
     async def retrieve(request: Request) -> Response:
         start = time.perf_counter()

@@ -11,35 +11,48 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+from project.corpus.engines.choose import Remote, RemoteName, open_engine
 from project.corpus.engines.http import TOKEN
-from project.corpus.index import EngineName, Index, RankingSettings, read_manifest
+from project.corpus.engines.noisy import Noise
+from project.corpus.index import EngineName, RankingSettings
 from project.corpus.serving.limits import Limits
 from project.errors import InputError
+from project.records import Row
 
 GRACE_S = 10
 """Seconds that requests have to end once the server is asked to stop."""
-_RANKING, _LIMITS = RankingSettings(), Limits()
+_RANKING, _LIMITS, _REMOTE, _NOISE = RankingSettings(), Limits(), Remote(), Noise()
 
 
 def retrieval(
-    index: Path,
+    index: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8001,
-    engine: EngineName | None = None,
+    engine: EngineName | RemoteName | None = None,
     ranking: RankingSettings = _RANKING,
+    remote: Remote = _REMOTE,
+    noise: Noise = _NOISE,
+    draw: list[EngineName] | None = None,
     limits: Limits = _LIMITS,
     parent_pid: int | None = None,
 ) -> None:
-    """Serve POST /retrieve from an index until interrupted; where SEEKER_RETRIEVAL_TOKEN is set, only to who sends it.
+    """Serve POST /retrieve from an index, or on behalf of a search engine elsewhere, until interrupted.
+
+    Where SEEKER_RETRIEVAL_TOKEN is set, only who sends it is answered.
 
     Args:
         index: the folder that `seeker index build` wrote.
         host: address to listen on; the default is this machine only.
         port: TCP port.
-        engine: by which of its engines to search; default: that for which it was built.
+        engine: by which of the index's engines to search (default: that for which it was built), or one elsewhere: http (any
+            /retrieve server), mcp, tavily, serper.
         ranking: how engines are combined.
+        remote: where an engine elsewhere is.
+        noise: how much worse the answers are made on purpose.
+        draw: several engines of the index, one of which is drawn for each request.
         limits: what clients may ask for.
         parent_pid: stop when this process, which must be the parent, is gone.
     """
@@ -52,17 +65,25 @@ def retrieval(
     limits.check()
     listener = _listener(host, port)
     try:
-        loaded = Index.load(index, engine, ranking)
-        loaded.find(["warm up"], 1)  # compiles and loads what the first search needs
-        about = {"passages": len(loaded), "digest": loaded.digest, "engine": engine or read_manifest(index)["engine"]}
-        app = create_app(loaded, about, limits, os.environ.get(TOKEN))
-        print(f"serving {len(loaded)} passages at http://{host}:{port}/retrieve", flush=True)
+        opened = [open_engine(index, name, ranking, remote) for name in _names(draw, engine)]
+        about = opened[0][1] | ({"draw": draw} if draw else {}) | ({"noise": _told(noise)} if noise.is_on else {})
+        app = create_app([one for one, _ in opened], about, limits, os.environ.get(TOKEN), noise)
+        print(f"serving {about.get('passages', remote.address or engine)} at http://{host}:{port}/retrieve", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S)
         uvicorn.Server(config).run(sockets=[listener])
     except OSError as error:
         raise _cannot_listen(host, port, error) from error
     finally:
         listener.close()
+
+
+def _names(draw: list[EngineName] | None, engine: EngineName | RemoteName | None) -> list[EngineName | RemoteName | None]:
+    return [*draw] if draw else [engine]
+
+
+def _told(noise: Noise) -> Row:
+    """Return what of the noise is switched on."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(noise).items() if value}
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -39,6 +39,8 @@ class RetrieveRequest(BaseModel):
     top_k: Count | None = None
     k: Count | None = None
     return_scores: StrictBool | None = None
+    seed: StrictStr | StrictInt | None = None
+    """What tells the request from others, for a server that adds noise; Seeker's own clients send it."""
 
     @model_validator(mode="after")
     def _one_name_each(self) -> Self:
@@ -130,10 +132,11 @@ def request_schema(limits: Limits) -> Row:
     texts: Row = {"type": "array", "items": text, "maxItems": limits.max_queries}
     count: Row = {"type": "integer", "minimum": 1, "maximum": limits.max_topk}
     counts = {name: count for name in COUNTS}
+    others: Row = {**counts, "return_scores": _BOOLEAN, "seed": _SEED}
     asked: list[Row] = [
         {
             "type": "object",
-            "properties": {name: {"anyOf": [text, texts]} if name == "query" else texts, **counts, "return_scores": _BOOLEAN},
+            "properties": {name: {"anyOf": [text, texts]} if name == "query" else texts, **others},
             "required": [name],
             "not": {"anyOf": [{"required": [other]} for other in TEXTS if other != name]},
         }
@@ -145,6 +148,7 @@ def request_schema(limits: Limits) -> Row:
 
 _BOOLEAN: Row = {"type": "boolean"}
 _STRING: Row = {"type": "string"}
+_SEED: Row = {"type": ["string", "integer"], "maxLength": 1000}
 _DOCUMENT: Row = {"type": "object", "properties": dict.fromkeys(("id", "contents", "title", "text"), _STRING)}
 _SCORED: Row = {"type": "object", "properties": {"document": _DOCUMENT, "score": {"type": "number"}}}
 _HITS: Row = {"type": "array", "items": {"type": "array", "items": {"anyOf": [_SCORED, _DOCUMENT]}}}
