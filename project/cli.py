@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data push": ("project.traces.push:push", "files with their manifests and a card to the Hugging Face Hub"),
     "data show": ("project.apps.show:show", "a training sample in the terminal, or a file's statistics"),
     "index build": ("project.corpus.build:build", "index passages for search"),
-    "index search": ("project.corpus.index:search", "ask an index one query"),
+    "index search": ("project.corpus.search:search", "ask an index one query"),
     "index bench": ("project.evaluation.retrieval:bench", "what an index finds for judged queries, and how fast"),
     "serve retrieval": ("project.corpus.serving.command:retrieval", "serve POST /retrieve from an index"),
     "serve mcp": ("project.corpus.serving.mcp:mcp", "serve search as an MCP tool"),

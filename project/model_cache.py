@@ -46,10 +46,14 @@ RECEIPT = "conversion.json"
 """Written into the folder: what it was made from. A folder with another receipt is replaced."""
 
 
+def cache_folder() -> Path:
+    """Return where Seeker keeps what it can make again: `$XDG_CACHE_HOME` (or `~/.cache`) `/seeker`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seeker"
+
+
 def model_folder() -> Path:
-    """Return where the default model belongs: `$XDG_CACHE_HOME` (or `~/.cache`) `/seeker/models/SmolLM2-135M-Instruct`."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "seeker" / "models" / MODEL_NAME
+    """Return where the default model belongs."""
+    return cache_folder() / "models" / MODEL_NAME
 
 
 def default_model() -> Path:

@@ -7,6 +7,7 @@ encoded is kept beside it, and the same command goes on from there.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -15,20 +16,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from project.corpus.engines.bm25 import Bm25, Bm25Settings
 from project.corpus.engines.dense import PLAN, VECTORS, DenseSettings, encode_passages
+from project.corpus.engines.lance import PACKAGES as LANCE_PACKAGES
+from project.corpus.engines.lance import LanceSettings, connect, read_state, write_table
 from project.corpus.index import FORMAT, MANIFEST, PACKAGES, PARTS, EngineName, Index, read_manifest
 from project.corpus.passage_store import ROWS_FILE, PassageStore, Texts, distinct, write_passages
+from project.corpus.words import check_stemmer
 from project.errors import InputError
 from project.files import file_digest, read_rows
 from project.manifests import manifest_of
+from project.model_cache import cache_folder
 from project.records import Passage, Row
 from project.writing import write_text
 
 Settings = Bm25Settings | DenseSettings
-_BM25, _DENSE = Bm25Settings(), DenseSettings()
+_BM25, _DENSE, _LANCE = Bm25Settings(), DenseSettings(), LanceSettings()
 
 
 def write_index(
@@ -80,26 +85,33 @@ def _build_part(folder: Path, texts: Texts, settings: Settings, digest: str) -> 
 
 @contextmanager
 def _building(folder: Path) -> Iterator[Path]:
-    """Give a folder beside `folder` that takes its place on success; on failure only vectors stay in it."""
-    work = folder.parent / f".{folder.name}.building"
+    """Give a folder beside `folder` that takes its place on success; see `_scratch`."""
     old = folder.parent / f".{folder.name}.replaced"
-    work.mkdir(parents=True, exist_ok=True)
-    with _locked(work):
-        _clear(work)
-        try:
-            yield work
-        except BaseException as error:
-            _clear(work)
-            with suppress(OSError):
-                work.rmdir()  # no vectors are in it
-            if isinstance(error, OSError):
-                raise InputError(f"{folder} cannot be written ({error}); what stood there stays") from error
-            raise
+    with _scratch(folder) as work:
+        yield work
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         work.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Give a folder beside `folder` that one process at a time writes in; of a failure only vectors stay in it."""
+    work = folder.parent / f".{folder.name}.building"
+    work.mkdir(parents=True, exist_ok=True)
+    with _locked(work):
+        _clear(work)
+        try:
+            yield work
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written ({error}); what stood there stays") from error
+        finally:
+            with suppress(FileNotFoundError):
+                _clear(work)
+            with suppress(OSError):
+                work.rmdir()  # it took the folder's place, or vectors are in it
 
 
 @contextmanager
@@ -125,37 +137,81 @@ def _clear(work: Path) -> None:
 
 def build(
     passages: Path,
-    output_dir: Path,
-    engine: EngineName = "bm25",
+    output_dir: str,
+    engine: EngineName | Literal["lance"] = "bm25",
     bm25: Bm25Settings = _BM25,
     dense: DenseSettings = _DENSE,
+    lance: LanceSettings = _LANCE,
     force: bool = False,
 ) -> None:
     """Index passages for search; does nothing where the index already holds these passages.
 
     Args:
         passages: a .jsonl or .parquet file with `id, title, text`, or Search-R1's `id, contents`.
-        output_dir: the folder to write; an index that stands there is replaced when the new one is complete. Encoding goes on
-            where the same command was stopped.
-        engine: what it is to be searched by: bm25 (words), dense (vectors of a model), or hybrid (both).
+        output_dir: the folder to write, for lance also s3://… or db://…; an index that stands there is replaced when the new
+            one is complete. Encoding goes on where the same command was stopped.
+        engine: what it is to be searched by: bm25 (words), dense (vectors of a model), hybrid (both), or lance (LanceDB's
+            table, from disk or an object store).
         bm25: how BM25 counts.
         dense: how passages and queries become vectors.
+        lance: what LanceDB indexes.
         force: build also where nothing changed.
     """
-    if output_dir.exists() and not (output_dir / MANIFEST).is_file() and (output_dir.is_file() or any(output_dir.iterdir())):
+    folder = Path(output_dir)
+    if "://" in output_dir and engine != "lance":
+        raise InputError(f"{output_dir} is no folder; only --engine lance writes there")
+    if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise InputError(f"{output_dir} exists and is not an index; give a new or empty folder as --output_dir")
     if not passages.is_file():
         raise InputError(f"{passages} does not exist; give a .jsonl or .parquet file of passages")
     bm25.check()
     digest = file_digest(passages)
-    settings: dict[str, Settings] = {"bm25": bm25, "dense": dense}
-    if not force and _is_current(output_dir, digest, engine, settings):
-        print(f"{output_dir} is up to date with {passages}")
-        return
     made_by = manifest_of(passages, digest)
     source = {"file": str(passages), "digest": digest} | ({"made_by": made_by} if made_by else {})
-    manifest = write_index(output_dir, read_passages(passages), engine, settings, source)
+    if engine == "lance":
+        _build_lance(output_dir, passages, source, lance, dense, force=force)
+        return
+    settings: dict[str, Settings] = {"bm25": bm25, "dense": dense}
+    if not force and _is_current(folder, digest, engine, settings):
+        print(f"{output_dir} is up to date with {passages}")
+        return
+    manifest = write_index(folder, read_passages(passages), engine, settings, source)
     print(f"{output_dir}: {manifest['passages']} passages indexed, digest {manifest['digest']}")
+
+
+def _build_lance(
+    uri: str, passages: Path, source: Row, settings: LanceSettings, dense: DenseSettings, *, force: bool = False
+) -> None:
+    check_stemmer(settings.stemmer)
+    wanted = {"lance": asdict(settings), "dense": asdict(dense)}
+    folder = None if "://" in uri else Path(uri)
+    scratch = folder or cache_folder() / "indices" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    held = read_state(connect(uri), uri)
+    if not force and held and held["source"].get("digest") == source["digest"] and {n: held[n] for n in wanted} == wanted:
+        print(f"{uri} is up to date with {passages}")
+        return
+    with _scratch(scratch) as work:
+        write_passages(work, distinct(read_passages(passages)))
+        store, digest = PassageStore(work), file_digest(work / ROWS_FILE)
+        if settings.vectors:
+            encode_passages(Texts(store), work / "dense", dense, digest)
+        about = {"digest": digest, "source": source, "versions": {name: version(name) for name in LANCE_PACKAGES}}
+        state = write_table(uri, store, settings, dense, work / "dense" if settings.vectors else None, about)
+        _clear(work)
+    if folder:
+        parts = {"lance": {"settings": wanted, "versions": about["versions"]}}
+        manifest = {
+            "format": FORMAT,
+            "passages": len(store),
+            "digest": digest,
+            "engine": "lance",
+            "parts": parts,
+            "source": source,
+        }
+        write_text(folder / MANIFEST, json.dumps(manifest | {"files": {}}, indent=2) + "\n")
+    print(f"{uri}: {state['passages']} passages indexed by LanceDB, digest {digest}")
 
 
 def _is_current(folder: Path, source_digest: str, engine: EngineName, settings: Mapping[str, Any]) -> bool:

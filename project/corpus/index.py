@@ -1,6 +1,6 @@
 """The index: passages to a folder that is memory-mapped, and searched in batches.
 
-`seeker index search --index DIR --query TEXT`. `build.py` writes one. A folder holds `manifest.json`, the passages
+`build.py` writes one, `search.py` searches one from the command line. A folder holds `manifest.json`, the passages
 (`passage_store.py`) and a folder for each engine (`engines/`). Title and text of a passage count alike.
 """
 
@@ -59,9 +59,6 @@ class RankingSettings:
         """Refuse values that cannot be."""
         if not 0 <= self.dense_weight <= 1 or self.rerank_depth < 1:
             raise InputError(f"dense_weight={self.dense_weight}, rerank_depth={self.rerank_depth}: give 0 to 1, and 1 or more")
-
-
-_RANKING = RankingSettings()
 
 
 class Index:
@@ -218,31 +215,3 @@ def _check_memory(folder: Path, manifest: Row, parts: Sequence[str]) -> None:
             f"{folder} needs about {needed / 1e9:.1f} GB of memory to be searched by {' and '.join(parts)}, and "
             f"{free / 1e9:.1f} GB are free; free some, or search by --engine bm25"
         )
-
-
-def search(
-    index: Path, query: str, topk: int = 5, engine: EngineName | None = None, ranking: RankingSettings = _RANKING
-) -> None:
-    """Ask an index one query and print what it finds.
-
-    Args:
-        index: the folder that `seeker index build` wrote.
-        query: any text.
-        topk: how many passages at most.
-        engine: by which of its engines to search; default: that for which it was built.
-        ranking: how engines are combined.
-    """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    if topk < 1:
-        raise InputError(f"--topk is {topk}; give 1 or more")
-    (hits,) = Index.load(index, engine, ranking).find([query], topk)
-    table = Table(title=escape(query), caption="" if hits else "No results.")
-    for column in ("score", "id", "title", "text"):
-        table.add_column(column, justify="right" if column == "score" else "left")
-    for hit in hits:
-        passage = hit.passage
-        table.add_row(f"{hit.score:.3f}", *map(escape, (passage.id, passage.title, passage.text[:300])))
-    Console().print(table)

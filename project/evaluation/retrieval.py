@@ -6,6 +6,7 @@ best counts. Judgements are a file of TREC's or BEIR's form, or the `evidence` o
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from project.corpus.index import EngineName, Index, RankingSettings
+from project.corpus.engines.choose import AnyEngine, Remote, open_engine
+from project.corpus.index import RankingSettings
+from project.corpus.retrievers import Retriever
 from project.errors import InputError
 from project.evaluation.metrics import Estimate, estimate
 from project.files import read_rows
@@ -26,28 +29,30 @@ PIECES = 10
 """Passages that are asked for a document, so that a document cut into many is not all that is seen."""
 SINGLE = 200
 """Queries that are asked one by one, for their time."""
-_RANKING = RankingSettings()
+_RANKING, _REMOTE = RankingSettings(), Remote()
 Judgements = dict[str, dict[str, int]]
 """Grades by document by query."""
 
 
 def bench(
-    index: Path,
     queries: Path,
+    index: str | None = None,
     qrels: Path | None = None,
-    engine: EngineName | None = None,
+    engine: AnyEngine | None = None,
     ranking: RankingSettings = _RANKING,
+    remote: Remote = _REMOTE,
     output_file: Path | None = None,
 ) -> None:
     """Measure what an index finds for judged queries, and how fast.
 
     Args:
-        index: the folder that `seeker index build` wrote.
         queries: rows with `id` (or `_id`) and `text` (or `question`).
+        index: the folder (or s3://…, db://…) that `seeker index build` wrote.
         qrels: judgements, tab or space separated: query, document, grade, or TREC's four columns; default: the queries' own
             `evidence`.
-        engine: by which of its engines to search; default: that for which it was built.
+        engine: by which of the index's engines to search (default: that for which it was built), or one elsewhere.
         ranking: how engines are combined.
+        remote: where an engine elsewhere is.
         output_file: a JSON file for the results; default: they are printed only.
     """
     asked = read_queries(queries)
@@ -55,14 +60,11 @@ def bench(
     judged = {ident: grades for ident, grades in judged.items() if ident in asked and any(g > 0 for g in grades.values())}
     if not judged:
         raise InputError(f"no query of {queries} has a relevant document in {qrels or 'its field evidence'}; check the ids")
-    opened = Index.load(index, engine, ranking)
-    texts = [asked[ident]["text"] for ident in judged]
-    opened.find(texts[:2], DEPTH)  # what is loaded at the first search
-    seconds, found = _timed(opened, texts)
+    retriever, about = open_engine(index, engine, ranking, remote)
+    found, speed = asyncio.run(_measured(retriever, [asked[ident]["text"] for ident in judged]))
     scores = score(dict(zip(judged, found, strict=True)), judged)
     results: dict[str, Any] = {name: asdict(one) for name, one in scores.items()}
-    results |= {"queries_per_second": len(texts) / seconds, **_latencies(opened, texts)}
-    results |= {"index": str(index), "passages": len(opened), "engine": engine or "as built", "ranking": asdict(ranking)}
+    results |= {**speed, "index": index, **about, "ranking": asdict(ranking)}
     _print(scores, results)
     if output_file:
         write_text(output_file, json.dumps(results, indent=1) + "\n")
@@ -132,26 +134,29 @@ def score(found: Mapping[str, Sequence[str]], judged: Judgements) -> dict[str, E
     return {name: estimate(held) for name, held in values.items()}
 
 
-def _timed(index: Index, texts: Sequence[str]) -> tuple[float, list[list[str]]]:
-    """Return the seconds that all queries take, in batches of 64, and their documents."""
-    start, hits = time.perf_counter(), []
-    for first in range(0, len(texts), 64):
-        hits += index.find(texts[first : first + 64], DEPTH * PIECES if _is_cut(index) else DEPTH)
-    return time.perf_counter() - start, [documents(one) for one in hits]
+async def _measured(retriever: Retriever, texts: Sequence[str]) -> tuple[list[list[str]], dict[str, float]]:
+    """Return each query's documents, and queries a second in batches of 64 and milliseconds of a query alone."""
+    try:
+        hits = (await retriever.search(texts[:2], DEPTH))[0]  # loads what is loaded at the first search
+        depth = DEPTH * PIECES if any(hit.passage.document != hit.passage.id for hit in hits) else DEPTH
+        start, found = time.perf_counter(), []
+        for first in range(0, len(texts), 64):
+            found += await retriever.search(texts[first : first + 64], depth)
+        seconds = time.perf_counter() - start
+        speed = {"queries_per_second": len(texts) / seconds, **await _latencies(retriever, texts)}
+    finally:
+        await retriever.aclose()
+    return [documents(one) for one in found], speed
 
 
-def _is_cut(index: Index) -> bool:
-    return index.passages[0].document != index.passages[0].id
-
-
-def _latencies(index: Index, texts: Sequence[str]) -> dict[str, float]:
+async def _latencies(retriever: Retriever, texts: Sequence[str]) -> dict[str, float]:
     """Return the median and 99th percentile of milliseconds of a query alone, for ten hits."""
     import numpy as np
 
     times = []
     for text in texts[:SINGLE]:
         start = time.perf_counter()
-        index.find([text], 10)
+        await retriever.search([text], 10)
         times.append(1000 * (time.perf_counter() - start))
     return {"p50_ms": float(np.quantile(times, 0.5)), "p99_ms": float(np.quantile(times, 0.99))}
 

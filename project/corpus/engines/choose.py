@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Literal
 
 from project.corpus.engines.http import HttpRetriever
+from project.corpus.engines.lance import Lance
 from project.corpus.engines.mcp import McpRetriever
 from project.corpus.engines.web import WebRetriever
-from project.corpus.index import EngineName, Index, RankingSettings
+from project.corpus.index import EngineName, Index, RankingSettings, read_manifest
 from project.corpus.retrievers import Retriever
 from project.errors import InputError
 from project.records import Row
 
+LanceName = Literal["lance", "lance_text", "lance_vector"]
+"""LanceDB by all that its table holds, by its words, by its vectors."""
 RemoteName = Literal["http", "mcp", "tavily", "serper"]
+AnyEngine = EngineName | LanceName | RemoteName
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Remote:
 
 
 def open_engine(
-    index: Path | None, engine: EngineName | RemoteName | None, ranking: RankingSettings, remote: Remote
+    index: str | Path | None, engine: AnyEngine | None, ranking: RankingSettings, remote: Remote
 ) -> tuple[Retriever, Row]:
     """Return an engine and what is known of it.
 
@@ -48,6 +52,17 @@ def open_engine(
         return McpRetriever(remote.address, remote.tool, remote.timeout_s), about
     if index is None:
         raise InputError("--index is missing; give the folder that 'seeker index build' wrote, or an --engine elsewhere")
-    opened = Index.load(index, engine, ranking)
+    if engine is None and ("://" in str(index) or read_manifest(Path(index))["engine"] == "lance"):
+        engine = "lance"
+    if engine == "lance" or engine == "lance_text" or engine == "lance_vector":
+        return _lance(str(index), engine)
+    opened = Index.load(Path(index), engine, ranking)
     opened.find(["warm up"], 1)  # compiles and loads what the first search needs
     return opened, {"engine": opened.engine, "passages": len(opened), "digest": opened.digest}
+
+
+def _lance(uri: str, engine: LanceName) -> tuple[Retriever, Row]:
+    if "://" not in uri:
+        read_manifest(Path(uri))
+    table = Lance(uri, {"lance": None, "lance_text": "text", "lance_vector": "vector"}[engine])
+    return table, {"engine": engine, "passages": len(table), "digest": table.about["digest"]}

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from project.corpus.engines.choose import Remote, RemoteName, open_engine
+from project.corpus.engines.choose import AnyEngine, Remote, open_engine
 from project.corpus.engines.http import TOKEN
 from project.corpus.engines.noisy import Noise
 from project.corpus.index import EngineName, RankingSettings
@@ -28,10 +28,10 @@ _RANKING, _LIMITS, _REMOTE, _NOISE = RankingSettings(), Limits(), Remote(), Nois
 
 
 def retrieval(
-    index: Path | None = None,
+    index: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8001,
-    engine: EngineName | RemoteName | None = None,
+    engine: AnyEngine | None = None,
     ranking: RankingSettings = _RANKING,
     remote: Remote = _REMOTE,
     noise: Noise = _NOISE,
@@ -44,7 +44,7 @@ def retrieval(
     Where SEEKER_RETRIEVAL_TOKEN is set, only who sends it is answered.
 
     Args:
-        index: the folder that `seeker index build` wrote.
+        index: the folder (or s3://…, db://…) that `seeker index build` wrote.
         host: address to listen on; the default is this machine only.
         port: TCP port.
         engine: by which of the index's engines to search (default: that for which it was built), or one elsewhere: http (any
@@ -77,7 +77,7 @@ def retrieval(
         listener.close()
 
 
-def _names(draw: list[EngineName] | None, engine: EngineName | RemoteName | None) -> list[EngineName | RemoteName | None]:
+def _names(draw: list[EngineName] | None, engine: AnyEngine | None) -> list[AnyEngine | None]:
     return [*draw] if draw else [engine]
 
 

@@ -6,11 +6,10 @@ list of results; a search that fails is a failed call, never an empty list.
 
 # No `from __future__ import annotations` here: the SDK reads the tool's annotations, whose types are imported locally.
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from project.corpus.engines.choose import Remote, RemoteName, open_engine
-from project.corpus.index import EngineName, RankingSettings
+from project.corpus.engines.choose import AnyEngine, Remote, open_engine
+from project.corpus.index import RankingSettings
 from project.corpus.retrievers import Retriever
 from project.errors import RetrievalError
 
@@ -22,18 +21,18 @@ _RANKING, _REMOTE = RankingSettings(), Remote()
 
 
 def mcp(
-    index: Path | None = None,
+    index: str | None = None,
     transport: Literal["stdio", "http"] = "stdio",
     host: str = "127.0.0.1",
     port: int = 8002,
-    engine: EngineName | RemoteName | None = None,
+    engine: AnyEngine | None = None,
     ranking: RankingSettings = _RANKING,
     remote: Remote = _REMOTE,
 ) -> None:
     """Serve search as an MCP tool until the client leaves, or until interrupted.
 
     Args:
-        index: the folder that `seeker index build` wrote.
+        index: the folder (or s3://…, db://…) that `seeker index build` wrote.
         transport: stdio, for clients that start their servers, or http (streamable, at /mcp).
         host: address to listen on for http; the default is this machine only.
         port: TCP port for http.
