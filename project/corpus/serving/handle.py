@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,16 +34,19 @@ class ServerHandle:
     to a log file, and ends by itself when this process is gone.
     """
 
-    def __init__(self, index: Path, log_file: Path | None = None, deadline_s: float = 60.0) -> None:
+    def __init__(
+        self, index: Path, log_file: Path | None = None, deadline_s: float = 60.0, options: Sequence[str] = ()
+    ) -> None:
         """Prepare; nothing starts before `start` or `with`.
 
         Args:
             index: the folder that `seeker index build` wrote.
             log_file: where the server's output goes; default: a temporary file that is kept only if the start fails.
             deadline_s: seconds until /health must answer.
+            options: further options of `seeker serve retrieval`.
         """
         self.index = index
-        self.deadline_s = deadline_s
+        self.deadline_s, self.options = deadline_s, tuple(options)
         self.log_file = log_file
         self._is_temporary_log = log_file is None
         self.port = 0
@@ -85,7 +89,7 @@ class ServerHandle:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self.port, self._was_ready = _free_port(), False
         command = [sys.executable, "-m", "project", "serve", "retrieval", "--index", str(self.index.resolve())]
-        command += ["--port", str(self.port), "--parent_pid", str(os.getpid())]
+        command += ["--port", str(self.port), "--parent_pid", str(os.getpid()), *self.options]
         path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH")]))
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
