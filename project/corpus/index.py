@@ -21,9 +21,10 @@ from project.corpus.engines.dense import VECTORS, Dense, DenseSettings
 from project.corpus.engines.expand import Expanded
 from project.corpus.engines.hybrid import Fusion, Hybrid
 from project.corpus.engines.rerank import Reranked
-from project.corpus.passage_store import PassageStore, Texts, distinct
+from project.corpus.passage_store import ROWS_FILE, PassageStore, Texts, distinct
 from project.corpus.retrievers import Ranker, Ranking
 from project.errors import InputError, RetrievalError
+from project.files import file_digest
 from project.records import Hit, Passage, Row
 from project.runtime import free_memory
 
@@ -97,8 +98,8 @@ class Index:
         engine = engine or _engine(folder, manifest)
         _check_memory(folder, manifest, PARTS[engine])
         passages = PassageStore(folder)
-        if len(passages) != manifest["passages"]:
-            raise InputError(f"{folder} is a damaged index: its parts differ in size; {BUILD_AGAIN}")
+        if len(passages) != manifest["passages"] or file_digest(folder / ROWS_FILE) != manifest["digest"]:
+            raise InputError(f"{folder} is a damaged index: its passages are not those that were indexed; {BUILD_AGAIN}")
         ranker = _ranker(folder, manifest, engine, ranking or RankingSettings(), Texts(passages))
         return cls(passages, ranker, manifest["digest"], engine)
 

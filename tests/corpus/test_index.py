@@ -1,7 +1,11 @@
 """The index: scores worked by hand, bm25s's three surprises, and building through the command line."""
 
+import fcntl
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -198,7 +202,8 @@ def test_terms_have_weights():
     ("change", "said"),
     [
         ({"format": 1}, "has index format 1, this version reads 2"),
-        ({"passages": 2}, "its parts differ in size"),
+        ({"passages": 2}, "its passages are not those that were indexed"),
+        ({"digest": "0" * 16}, "its passages are not those that were indexed"),
         ({"parts": {"bm25": {"settings": {}, "versions": {"bm25s": "0.1.9"}}}}, "its bm25 part was made by bm25s 0.1.9"),
     ],
 )
@@ -226,12 +231,15 @@ def test_every_file_of_an_index_is_missed(tmp_path):
     Index.load(tmp_path / "index")
 
 
-def test_a_passage_that_cannot_be_read_is_no_empty_result(tmp_path):
+def test_passages_that_were_changed_are_noticed(tmp_path):
     write_index(tmp_path / "index", PASSAGES)
-    path = tmp_path / "index" / "passages.jsonl"
-    path.write_bytes(b"#" * path.stat().st_size)
+    opened, path = Index.load(tmp_path / "index"), tmp_path / "index" / "passages.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"Mongolia", b"Mongolei"))
+    with pytest.raises(InputError, match="its passages are not those that were indexed"):
+        Index.load(tmp_path / "index")
+    path.write_bytes(b"#" * path.stat().st_size)  # under an open index: an error, not an empty result
     with pytest.raises(RetrievalError, match="the index is damaged"):
-        Index.load(tmp_path / "index").find(["capital"], 3)
+        opened.find(["capital"], 3)
 
 
 def test_a_damaged_index_is_named_and_built_again(tmp_path, capsys):
@@ -322,3 +330,34 @@ def test_scifact_is_ranked_as_published(shared_data):
         scores.append(sum(gains) / ideal)
     # BEIR's BM25 has nDCG@10 about 0.67 on the whole set; shared/data gives 0.663 for these queries; measured here 0.685
     assert sum(scores) / len(scores) > 0.66
+
+
+def test_a_disk_that_fills_up_leaves_the_old_index(tmp_path):
+    """A limit on the size of files makes writes fail for real, as a full disk does."""
+    file, folder = tmp_path / "p.jsonl", tmp_path / "index"
+    write_records(file, PASSAGES)
+    assert build(file, folder) == 0
+    write_records(file, [Passage(str(i), "", f"red fox number {i} " * 20) for i in range(2000)])
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"from project.cli import main; sys.exit(main(['index', 'build', '--passages={file}', '--output_dir={folder}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{folder} cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ids(Index.load(folder), "vitamin") == ["c"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "mlflow.db") == ["index", "p.jsonl"]
+
+
+def test_two_builds_of_one_index_do_not_meet(tmp_path, capsys):
+    file, folder = tmp_path / "p.jsonl", tmp_path / "index"
+    write_records(file, PASSAGES)
+    work = tmp_path / ".index.building"
+    work.mkdir()
+    descriptor = os.open(work, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as another process does
+    assert build(file, folder) == 2
+    assert "another process writes" in capsys.readouterr().err
+    os.close(descriptor)
+    assert build(file, folder) == 0
