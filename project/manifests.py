@@ -138,8 +138,9 @@ def write_manifests(planned: Row, sinks: Sequence[Sink], counts: Mapping[str, in
     """
     held = {sink.path.name: {"rows": sink.rows, "digest": sink.digest} for sink in sinks}
     text = json.dumps(planned | {"outputs": held, "counts": dict(counts)}, ensure_ascii=False, indent=1) + "\n"
+    encoded = text.encode(errors="backslashreplace")  # a name that is not UTF-8 holds half surrogates, which JSON escapes so
     for sink in sinks:
-        stack.enter_context(atomic_path(manifest_path(sink.path))).write_text(text, encoding="utf-8")
+        stack.enter_context(atomic_path(manifest_path(sink.path))).write_bytes(encoded)
 
 
 @cache

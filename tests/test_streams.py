@@ -230,14 +230,14 @@ def test_a_full_disk_at_the_manifests_leaves_what_was_there(own, monkeypatch):
     paths = {name: own / f"{name}.jsonl" for name in ("a", "b")}
     write_outputs(plan("seeker data test", {"seed": 0}, []), {path: [{"id": "old"}] for path in paths.values()})
     before = {path: path.read_bytes() for path in own.iterdir()}
-    written = Path.write_text
+    written = Path.write_bytes
 
     def full(path, text, **options):
         if ".b.jsonl.manifest" in path.name:
             raise OSError(28, "No space left on device")
         return written(path, text, **options)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write_outputs(plan("seeker data test", {"seed": 1}, []), {p: [{"id": "new"}] for p in paths.values()}, force=True)
     assert {path: path.read_bytes() for path in own.iterdir()} == before

@@ -24,7 +24,6 @@ from project.corpus.engines.lance import PACKAGES as LANCE_PACKAGES
 from project.corpus.engines.lance import LanceSettings, connect, read_state, write_table
 from project.corpus.index import FORMAT, MANIFEST, PACKAGES, PARTS, EngineName, Index, read_manifest
 from project.corpus.passage_store import ROWS_FILE, PassageStore, Texts, distinct, write_passages
-from project.corpus.words import check_stemmer
 from project.errors import InputError
 from project.files import file_digest, read_rows
 from project.manifests import manifest_of
@@ -64,6 +63,8 @@ def write_index(
         texts, digest = Texts(PassageStore(work)), file_digest(work / ROWS_FILE)
         for part in PARTS[engine]:
             _build_part(work / part, texts, chosen[part], digest)
+        for other in {path.name for path in work.iterdir() if path.is_dir()} - {*PARTS[engine]}:
+            shutil.rmtree(work / other)  # vectors of a build that was stopped
         parts = {part: {"settings": asdict(chosen[part]), "versions": _versions(part)} for part in PARTS[engine]}
         files = {str(path.relative_to(work)): path.stat().st_size for path in sorted(work.rglob("*")) if path.is_file()}
         manifest = {"format": FORMAT, "passages": count, "digest": digest, "engine": engine, "parts": parts}
@@ -92,7 +93,7 @@ def _building(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
-        work.rename(folder)
+        work.rename(folder)  # from here on the name is another build's
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -100,26 +101,37 @@ def _building(folder: Path) -> Iterator[Path]:
 def _scratch(folder: Path) -> Iterator[Path]:
     """Give a folder beside `folder` that one process at a time writes in; of a failure only vectors stay in it."""
     work = folder.parent / f".{folder.name}.building"
-    work.mkdir(parents=True, exist_ok=True)
-    with _locked(work):
-        _clear(work)
-        try:
-            yield work
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written ({error}); what stood there stays") from error
-        finally:
-            with suppress(FileNotFoundError):
-                _clear(work)
-            with suppress(OSError):
-                work.rmdir()  # it took the folder's place, or vectors are in it
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with _locked(work) as held:
+            _clear(work)
+            try:
+                yield work
+            finally:
+                if _is_at(work, held):  # it did not take the folder's place
+                    _clear(work)
+                    with suppress(OSError):
+                        work.rmdir()  # vectors are in it
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error}); what stood there stays") from error
+
+
+def _is_at(folder: Path, held: int) -> bool:
+    """Return whether a folder is the one that was opened."""
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(held))
+    except OSError:
+        return False
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        if not _is_at(folder, descriptor):
+            raise BlockingIOError  # it has just taken its place
+        yield descriptor
     except BlockingIOError as error:
         raise InputError(f"another process writes {folder}; wait for its end, or give another --output_dir") from error
     finally:
@@ -157,14 +169,15 @@ def build(
         lance: what LanceDB indexes.
         force: build also where nothing changed.
     """
-    folder = Path(output_dir)
+    folder = Path(output_dir).resolve()
     if "://" in output_dir and engine != "lance":
         raise InputError(f"{output_dir} is no folder; only --engine lance writes there")
-    if folder.exists() and not (folder / MANIFEST).is_file() and (folder.is_file() or any(folder.iterdir())):
+    if not _may_be_written(folder):
         raise InputError(f"{output_dir} exists and is not an index; give a new or empty folder as --output_dir")
     if not passages.is_file():
         raise InputError(f"{passages} does not exist; give a .jsonl or .parquet file of passages")
     bm25.check()
+    dense.check()
     digest = file_digest(passages)
     made_by = manifest_of(passages, digest)
     source = {"file": str(passages), "digest": digest} | ({"made_by": made_by} if made_by else {})
@@ -179,15 +192,20 @@ def build(
     print(f"{output_dir}: {manifest['passages']} passages indexed, digest {manifest['digest']}")
 
 
+def _may_be_written(folder: Path) -> bool:
+    """Return whether nothing stands there but an index, or what a build by LanceDB left that did not end."""
+    if not folder.exists() or (folder / MANIFEST).is_file():
+        return True
+    return folder.is_dir() and all(path.suffix == ".lance" and path.is_dir() for path in folder.iterdir())
+
+
 def _build_lance(
     uri: str, passages: Path, source: Row, settings: LanceSettings, dense: DenseSettings, *, force: bool = False
 ) -> None:
-    check_stemmer(settings.stemmer)
+    settings.check()
     wanted = {"lance": asdict(settings), "dense": asdict(dense)}
-    folder = None if "://" in uri else Path(uri)
+    folder = None if "://" in uri else Path(uri).resolve()
     scratch = folder or cache_folder() / "indices" / hashlib.sha256(uri.encode()).hexdigest()[:16]
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
     held = read_state(connect(uri), uri)
     if not force and held and held["source"].get("digest") == source["digest"] and {n: held[n] for n in wanted} == wanted:
         print(f"{uri} is up to date with {passages}")
@@ -231,7 +249,7 @@ def read_passages(path: Path) -> Iterator[Passage]:
     for line, row in read_rows(path):
         try:
             passage = Passage.from_row(row)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"{path}, line {line}: {error}") from error
         if (first := lines.setdefault(hash(passage.id), line)) != line:
             raise InputError(f"{path}, line {line}: field 'id' is '{passage.id}' as in line {first}; ids must differ")

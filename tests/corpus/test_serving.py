@@ -126,6 +126,34 @@ def test_batched_and_cached_answers_are_those_of_the_engine(requests, most, at_o
     asyncio.run(run())
 
 
+def test_clients_that_left_are_not_searched_for_and_do_not_fill_the_queue():
+    async def run():
+        engine = Slow(0.05)
+        batcher = Batcher(engine, at_once=1, most_waiting=4)
+        running = asyncio.create_task(batcher.search(["a"], 1))
+        await asyncio.sleep(0)
+        gone = [asyncio.create_task(batcher.search([query], 1)) for query in ("b", "bad", "c", "d")]
+        await asyncio.sleep(0.07)  # the second batch runs, and will fail
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(running, *gone, return_exceptions=True)
+        while batcher._running:
+            await asyncio.sleep(0.01)
+        assert len(engine.calls) == 2  # nobody is left to search for again
+        busy = asyncio.create_task(batcher.search(["e"], 1))
+        await asyncio.sleep(0)
+        left = [asyncio.create_task(batcher.search([query], 1)) for query in "fghi"]
+        await asyncio.sleep(0)
+        for task in left:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting == 0
+        assert await batcher.search(["j"], 1)
+        await busy
+
+    asyncio.run(run())
+
+
 # --- the cache
 
 
@@ -179,6 +207,20 @@ def test_deadline_queue_and_failures_have_their_status():
     asyncio.run(run())
 
 
+def test_an_engine_that_breaks_unforeseen_is_a_counted_500():
+    class Broken(Slow):
+        async def search(self, queries, k):
+            raise ZeroDivisionError
+
+    async def run():
+        async with client_of(Broken()) as client:
+            answer = await client.post("/retrieve", json={"queries": ["x"]})
+            assert (answer.status_code, answer.json()["detail"]) == (500, "the server failed; its log says why")
+            assert 'requests_total{status="500"} 1.0' in (await client.get("/metrics")).text
+
+    asyncio.run(run())
+
+
 def test_a_body_that_is_too_large_is_refused_before_it_is_read():
     async def run():
         async with client_of(Slow(), Limits(max_body_bytes=100)) as client:
@@ -204,6 +246,7 @@ def test_a_token_is_asked_for(monkeypatch, tmp_path):
                 )
                 assert refused.status_code == 401
                 assert "secret" not in refused.text
+            assert (await client.get("/metrics")).status_code == 401
             good = await client.post("/retrieve", json={"queries": ["x"]}, headers={"authorization": "Bearer secret"})
             assert good.status_code == 200
             assert (await client.get("/health")).status_code == 200

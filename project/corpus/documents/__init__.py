@@ -7,16 +7,17 @@ passages already: they keep their id and stay whole, unless a way to cut is name
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from project.corpus.documents.cut import Cutting, StrategyName, pieces
 from project.corpus.documents.read import READERS, Source, read_document
-from project.corpus.documents.rows import as_document, passages_of
+from project.corpus.documents.rows import IDS, as_document, passages_of
 from project.errors import InputError
 from project.manifests import SUFFIX
 from project.records import Passage, Row
@@ -61,9 +62,11 @@ def corpus(
     cutting = Cutting(chosen, SIZES[chosen] if size is None else size, overlap, tokenizer)
     if strategy is None and (size is not None or overlap):
         raise InputError("--size and --overlap need a --strategy; give fixed, tokens, sentences, sections or paragraphs")
-    inputs, skipped = find_inputs(as_paths(input_file))
+    inputs, skipped = find_inputs(as_paths(input_file), output_file)
     parameters = asdict(cutting) | {"rows": "cut" if strategy else "whole", "tokenizer": _tokenizer_digest(cutting)}
     parameters |= {"drop_duplicates": drop_duplicates, "drop_near_empty": drop_near_empty}
+    ids = "\n".join(found.id for found in inputs).encode(errors="surrogateescape")
+    parameters["ids"] = hashlib.sha256(ids).hexdigest()[:16]
     program = partial(_program, cutting, strategy is not None, drop_duplicates, drop_near_empty)
     outputs = {"passages": output_file}
     files = [found.path for found in inputs]
@@ -91,9 +94,16 @@ class Input:
         """Of its document: where it lies in the folder that was named."""
         return self.path.name if self.path == self.given else self.path.relative_to(self.given).as_posix()
 
+    @property
+    def stem(self) -> str:
+        """The id without the file's suffix."""
+        return self.id[: len(self.id) - len(self.path.name)] + stem_of(self.path)
 
-def find_inputs(given: Sequence[Path]) -> tuple[list[Input], Counter[str]]:
+
+def find_inputs(given: Sequence[Path], output: Path | None = None) -> tuple[list[Input], Counter[str]]:
     """Return the files to read, those of folders in the order of their names, and how many others the folders hold.
+
+    An output that lies in a folder is none of its documents.
 
     Raises:
         InputError: a path is not there, is a file of another suffix, or is a folder without any document.
@@ -108,7 +118,7 @@ def find_inputs(given: Sequence[Path]) -> tuple[list[Input], Counter[str]]:
             raise InputError(
                 f"{path} {'has another suffix than' if path.exists() else 'does not exist; give a folder, or'} {known}"
             )
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
+        files = [file for file in _walk(path) if not (output and output.exists() and file.samefile(output))]
         found = [Input(file, path) for file in files if _is_known(file)]
         if not found:
             raise InputError(f"{path} holds no document that can be read; expected {', '.join((*READERS, *ROWS))}")
@@ -117,12 +127,23 @@ def find_inputs(given: Sequence[Path]) -> tuple[list[Input], Counter[str]]:
     return inputs, +skipped
 
 
+def _walk(folder: Path) -> list[Path]:
+    """Return the files below a folder, links followed, without what begins with a dot."""
+    files, seen = [], set[str]()
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); give folders that can be")
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        seen.add(os.path.realpath(parent))
+        folders[:] = [name for name in folders if name[0] != "." and os.path.realpath(Path(parent, name)) not in seen]
+        files += [Path(parent, name) for name in names if name[0] != "."]
+    return sorted(file for file in files if file.is_file())
+
+
 def _is_known(path: Path) -> bool:
-    return suffix_of(path).lower() in (*READERS, *ROWS) and not path.name.endswith((SUFFIX, ".rejected.jsonl"))
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    is_ours = path.name.endswith((SUFFIX, ".rejected.jsonl"))
+    return not is_ours and (suffix_of(path) in ROWS or suffix_of(path).lower() in READERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +159,44 @@ class File:
         """Yield the document as one object, or the reason why it cannot be read."""
         try:
             yield 1, read_document(self.path, self.id).to_row(), ""
-        except (ValueError, OSError, EOFError, zlib.error) as error:
+        except (*ROW_ERRORS, OSError, EOFError, zlib.error) as error:
             yield 1, self.id, str(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a file; a `Readable`. Rows without an id are named by the file and their line."""
+
+    chunk: Readable
+    given: Path
+    stem: str
+    share: float
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.chunk.path
+
+    def rows(self) -> Iterator[tuple[int, Row | str, str]]:
+        """Yield as the chunk does."""
+        for line, row, reason in self.chunk.rows():
+            if isinstance(row, dict) and all(row.get(name) in (None, "") for name in IDS):
+                row = row | {"id": f"{self.stem}-{line}"}
+            yield line, row, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A file of rows that cannot be read at all; a `Readable`."""
+
+    path: Path
+    given: Path
+    share: float
+    reason: str
+
+    def rows(self) -> Iterator[tuple[int, Row | str, str]]:
+        """Yield the reason."""
+        yield 1, self.path.name, self.reason
 
 
 def _chunks(inputs: Sequence[Input], paths: Sequence[Path]) -> Iterator[Readable]:
@@ -149,7 +206,13 @@ def _chunks(inputs: Sequence[Input], paths: Sequence[Path]) -> Iterator[Readable
         if suffix_of(found.path).lower() in READERS:
             yield File(found.path, found.given, found.id, (done + size) / total)
         else:
-            yield from (replace(chunk, share=(done + chunk.share * size) / total) for chunk in chunked([found.path]))
+            try:
+                for chunk in chunked([found.path]):
+                    yield Rows(chunk, found.given, found.stem, (done + chunk.share * size) / total)
+            except InputError as error:
+                if found.path == found.given:
+                    raise
+                yield Unreadable(found.path, found.given, (done + size) / total, str(error))
         done += size
 
 
@@ -175,7 +238,7 @@ def _program(
 def _passages(placed: Placed, cutting: Cutting, *, cut_rows: bool) -> list[Passage]:
     if suffix_of(placed.file).lower() in READERS:
         return list(pieces(Source.from_row(placed.row), cutting))
-    found = passages_of(placed.row, f"{stem_of(placed.file)}-{placed.line}")
+    found = passages_of(placed.row)
     for passage in found:
         if not is_text(passage.id + passage.title + passage.text + passage.source):
             msg = "the id, title or text holds half a surrogate pair, which is no text"

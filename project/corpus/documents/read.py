@@ -9,15 +9,18 @@ from __future__ import annotations
 import gzip
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from project.records import Row
-from project.writing import stem_of, suffix_of
+from project.writing import is_text, stem_of, suffix_of
 
-NO_CONTENT = ("script", "style", "template", "noscript", "nav", "svg", "iframe", "button", "form")
-"""HTML elements that hold nothing to read."""
+NO_CONTENT = ("script", "style", "template", "noscript", "svg", "iframe", "button", "input", "select", "textarea", "head")
+"""HTML elements that hold nothing to read. Menus (`nav`) are left out too, unless most of the page is in one."""
+DEEPEST = 50_000
+"""Python's frames while HTML is read: unclosed elements lie in each other, hundreds deep on old pages."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?(?:\n|\Z)", re.DOTALL)
 _HYPHEN = re.compile("(?:\ufffe|\x02)\\s*")
@@ -73,6 +76,9 @@ def read_document(path: Path, ident: str) -> Source:
     if not document.text.strip():
         msg = "holds no text (the pages of a scanned document need OCR first)"
         raise ValueError(msg)
+    if not is_text(document.id + document.title + document.text):
+        msg = "its name or title holds what is no text (half a surrogate pair, or bytes that are not UTF-8)"
+        raise ValueError(msg)
     return document
 
 
@@ -94,13 +100,26 @@ def _decoded(data: bytes) -> str:
 
 
 def _html(data: bytes, ident: str, stem: str) -> Source:
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(DEEPEST)
+    try:
+        return _page(data, ident, stem)
+    finally:
+        sys.setrecursionlimit(usual)
+
+
+def _page(data: bytes, ident: str, stem: str) -> Source:
     from bs4 import BeautifulSoup
     from markdownify import MarkdownConverter
 
     page = BeautifulSoup(data, "html.parser")
     title = page.title.get_text(" ", strip=True) if page.title else ""
-    for element in page([*NO_CONTENT, "head"]):
+    for element in page([*NO_CONTENT]):
         element.decompose()
+    most = len(page.get_text()) / 2
+    for menu in page("nav"):
+        if len(menu.get_text()) < most:
+            menu.decompose()
     text = MarkdownConverter(heading_style="ATX").convert_soup(page)
     return markdown_document(re.sub(r"\n{3,}", "\n\n", text).strip(), ident, title or stem)
 
@@ -177,6 +196,6 @@ def _front_matter_title(text: str) -> str:
         return ""
     try:
         held = yaml.safe_load(front[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
         return ""
     return str(held["title"]).strip() if isinstance(held, dict) and held.get("title") else ""

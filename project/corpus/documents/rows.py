@@ -12,23 +12,19 @@ IDS = ("id", "_id", "docid", "doc_id", "pid")
 TEXTS = ("text", "contents", "content", "body")
 
 
-def passages_of(row: Row, ident: str) -> list[Passage]:
+def passages_of(row: Row) -> list[Passage]:
     r"""Return the passages that a row holds; each keeps its own id.
 
     Read are `{"id", "title", "text"}` (a passage of ours keeps its source, offsets and section), Search-R1's
     `{"id", "contents": "\"Title\"\ntext"}`, and rows with HotpotQA's `context`, whose paragraphs are passages.
 
-    Args:
-        row: a JSON object.
-        ident: the id of a row that has none.
-
     Raises:
-        ValueError: the row holds no text.
+        ValueError: the row holds no text, or no id.
     """
     if "context" in row and not any(isinstance(row.get(name), str) for name in TEXTS):
         return list(context_passages(row))
     named = dict(row)
-    named["id"] = next((row[name] for name in IDS if row.get(name) not in (None, "")), ident)
+    named["id"] = next((row[name] for name in IDS if row.get(name) not in (None, "")), None)
     if not isinstance(row.get("contents"), str) and (name := next((n for n in TEXTS if isinstance(row.get(n), str)), None)):
         named["text"] = row[name]
     if "text" not in named and "contents" not in named:

@@ -10,7 +10,7 @@ from project.corpus.engines.http import HttpRetriever
 from project.corpus.engines.lance import Lance
 from project.corpus.engines.mcp import McpRetriever
 from project.corpus.engines.web import WebRetriever
-from project.corpus.index import EngineName, Index, RankingSettings, read_manifest
+from project.corpus.index import PARTS, EngineName, Index, RankingSettings, read_manifest
 from project.corpus.retrievers import Retriever
 from project.errors import InputError
 from project.records import Row
@@ -41,12 +41,14 @@ def open_engine(
     Raises:
         InputError: the index or the address is missing, or cannot be opened.
     """
+    if engine not in (None, *PARTS) and ranking != RankingSettings():
+        raise InputError(f"--ranking.* is for an index of bm25, dense or hybrid, and the engine is {engine}; leave it out")
     if engine == "tavily" or engine == "serper":
         return WebRetriever(engine, remote.address, remote.timeout_s), {"engine": engine}
     if engine == "http" or engine == "mcp":
         if remote.address is None:
             raise InputError(f"the engine {engine} needs --remote.address; give the server's")
-        about: Row = {"engine": engine, "address": remote.address}
+        about: Row = {"engine": engine}
         if engine == "http":
             return HttpRetriever(remote.address, remote.timeout_s), about
         return McpRetriever(remote.address, remote.tool, remote.timeout_s), about
@@ -54,6 +56,8 @@ def open_engine(
         raise InputError("--index is missing; give the folder that 'seeker index build' wrote, or an --engine elsewhere")
     if engine is None and ("://" in str(index) or read_manifest(Path(index))["engine"] == "lance"):
         engine = "lance"
+        if ranking != RankingSettings():
+            raise InputError("--ranking.* is for an index of bm25, dense or hybrid, and this is LanceDB's; leave it out")
     if engine == "lance" or engine == "lance_text" or engine == "lance_vector":
         return _lance(str(index), engine)
     opened = Index.load(Path(index), engine, ranking)

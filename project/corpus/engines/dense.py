@@ -48,6 +48,11 @@ class DenseSettings:
     batch: int = 32
     """Texts that go through the model together."""
 
+    def check(self) -> None:
+        """Refuse values that cannot be."""
+        if self.batch < 1:
+            raise InputError(f"dense.batch is {self.batch}; give 1 or more")
+
 
 class Encoder:
     """A sentence-transformers model. Threads must not share one while it encodes; callers hold `lock`."""

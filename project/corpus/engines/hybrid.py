@@ -14,7 +14,7 @@ from project.corpus.retrievers import Ranker, Ranking
 Fusion = Literal["rrf", "weighted"]
 RRF_CONSTANT = 60
 DEPTH = 200
-"""Places that each engine gives, unless more are asked for: what stands first does not depend on how many are."""
+"""Places of each engine that are fused; what lies deeper stands behind them, so that the first places do not depend on `k`."""
 
 
 class Hybrid:
@@ -27,7 +27,13 @@ class Hybrid:
     def rank(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """Return for each query at most `k` places that any engine found."""
         found = [ranker.rank(queries, max(k, DEPTH)) for ranker in self.rankers]
-        return [fuse(rankings, self.weights, self.fusion, k) for rankings in zip(*found, strict=True)]
+        return [self._fused(rankings, k) for rankings in zip(*found, strict=True)]
+
+    def _fused(self, rankings: Sequence[Ranking], k: int) -> Ranking:
+        first = fuse([ranking.first(DEPTH) for ranking in rankings], self.weights, self.fusion, k)
+        if k <= len(first) or k <= DEPTH:
+            return first
+        return first.followed_by(fuse(rankings, self.weights, self.fusion, k), k)
 
 
 def fuse(rankings: Sequence[Ranking], weights: Sequence[float], fusion: Fusion, k: int) -> Ranking:

@@ -74,15 +74,14 @@ class JsonApi:
             headers: sent with each request.
             hint: what the message says of a server that cannot be reached.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not (host := _host(url)):
             raise InputError(f"'{url}' is not the address of a server; give one such as http://127.0.0.1:8001")
         if concurrency < 1 or timeout_s <= 0:
             raise InputError(f"concurrency={concurrency}, timeout_s={timeout_s}: each must be above 0")
         self.url, self.timeout_s, self.concurrency, self.hint = url.rstrip("/"), timeout_s, concurrency, hint
         self._headers = {"content-type": "application/json", **(headers or {})}
         self._breaker = Breaker(self.url)
-        self._local = _is_local(parts.hostname)
+        self._local = _is_local(host)
         self._random = random.Random()  # the run's own random state stays as it is
         self._by_loop: dict[asyncio.AbstractEventLoop, _Connections] = {}
 
@@ -141,7 +140,7 @@ class JsonApi:
             pause = PAUSE_S * 2 ** (attempt - 1) * self._random.uniform(0.5, 1.5)
             try:
                 response = await http.request(method, self.url + path, content=content, headers=self._headers)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if attempt == ATTEMPTS:
                     reason = f"{str(error) or type(error).__name__}, {ATTEMPTS} attempts"
                     raise RetrievalError(f"{self.url}{path} cannot be reached ({reason}){self.hint}") from error
@@ -160,6 +159,15 @@ def _refused(url: str, response: httpx.Response) -> RetrievalError:
 def _retry_after(header: str) -> float:
     """Return the seconds that a server asks for; 0 where it names none, or a date."""
     return float(header) if header.isdecimal() else 0.0
+
+
+def _host(url: str) -> str:
+    """Return the host of an address; empty where it is none."""
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname or "") if parts.scheme in ("http", "https") and (parts.port or 80) > 0 else ""
+    except ValueError:  # a port that is no number or above 65,535, half an IPv6 address
+        return ""
 
 
 def _is_local(host: str) -> bool:

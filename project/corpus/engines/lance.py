@@ -6,7 +6,7 @@ or `db://…` (a LanceDB cluster: LANCEDB_API_KEY, LANCEDB_REGION, LANCEDB_HOST)
 table.
 
 A build writes a new table and says in the table `seeker` that it is complete. Servers go on with the table that they opened;
-it is dropped by the build after. Equal scores stand in LanceDB's order.
+it is dropped by the build after. Equal scores stand in the order of ids.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ SEARCHED, VECTOR = "searched", "vector"
 ROWS_AT_ONCE = 4096
 AT_ONCE = 16
 """Queries that LanceDB is asked side by side."""
+STEMMERS = (
+    *("arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian", "norwegian"),
+    *("portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish"),
+)
+DEPTH = 100
+"""Hits that LanceDB is asked for at least; what lies deeper stands behind them, so that the first hits do not depend on `k`."""
 FAILURES = (RuntimeError, ValueError, OSError)
 """What LanceDB raises."""
 
@@ -58,6 +64,14 @@ class LanceSettings:
     """Partitions of the vectors that a query looks into."""
     refine: int = 10
     """Candidates a hit that are compared by their whole vectors."""
+
+    def check(self) -> None:
+        """Refuse values that cannot be."""
+        if self.stemmer not in (NONE, *STEMMERS):
+            raise InputError(f"LanceDB has no stemmer '{self.stemmer}'; give one of none, {', '.join(STEMMERS)}")
+        stop_words_of(self.stop_words)
+        if min(self.index_from, self.nprobes, self.refine) < 1:
+            raise InputError("lance.index_from, nprobes and refine must each be 1 or more")
 
 
 def connect(uri: str) -> AsyncConnection:
@@ -130,12 +144,20 @@ class Lance:
                 return []
         try:
             async with slots:
-                rows = await self._asked(query if worded else "", vector, k).to_list()
+                hits = await self._hits(query if worded else "", vector, DEPTH)
+                if k > DEPTH == len(hits):
+                    known = {hit.passage.id for hit in hits}
+                    deep = await self._hits(query if worded else "", vector, k)
+                    hits += [Hit(h.passage, min(h.score, hits[-1].score)) for h in deep if h.passage.id not in known]
         except FAILURES as error:
             raise RetrievalError(f"{self.uri} failed: {_first_line(error)}") from error
-        return [
-            Hit(Passage.from_row({name: row[name] for name in COLUMNS}), score) for row in rows if (score := _score(row)) > 0
-        ]
+        return hits[:k]
+
+    async def _hits(self, query: str, vector: NDArray[np.float32] | None, k: int) -> list[Hit]:
+        """Return `k` hits, equal ones by id."""
+        rows = await self._asked(query, vector, k).to_list()
+        scored = [(Passage.from_row({name: row[name] for name in COLUMNS}), _score(row)) for row in rows]
+        return [Hit(p, score) for p, score in sorted(scored, key=lambda one: (-one[1], one[0].id)) if score > 0]
 
     def _asked(self, query: str, vector: NDArray[np.float32] | None, k: int) -> Any:  # noqa: ANN401 - one of LanceDB's queries
         from lancedb import query as queries

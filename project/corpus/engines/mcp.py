@@ -36,7 +36,7 @@ class _Connection:
 
 
 class McpRetriever:
-    """Searches through an MCP server; one connection for one event loop, kept until `aclose`."""
+    """Searches through an MCP server; one connection for each event loop, kept until `aclose`."""
 
     def __init__(self, address: str, tool: str | None = None, timeout_s: float = 30.0) -> None:
         """Prepare; nothing is started before the first search.
@@ -49,16 +49,16 @@ class McpRetriever:
         if not address.strip() or timeout_s <= 0:
             raise InputError(f"'{address}', timeout_s={timeout_s}: give an MCP server's URL or command, and seconds above 0")
         self.address, self.tool, self.timeout_s = address, tool, timeout_s
-        self._connection: _Connection | None = None
+        self._by_loop: dict[asyncio.AbstractEventLoop, _Connection] = {}
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Search; see `Retriever`."""
         return list(await asyncio.gather(*(self._one(query, k) for query in queries)))
 
     async def aclose(self) -> None:
-        """End the connection, and the process where one was started."""
-        if self._connection is not None:
-            await self._drop(self._connection)
+        """End this loop's connection, and the process where one was started."""
+        if connection := self._by_loop.get(asyncio.get_running_loop()):
+            await self._drop(connection)
 
     async def _one(self, query: str, k: int) -> list[Hit]:
         from mcp import MCPError
@@ -82,17 +82,18 @@ class McpRetriever:
         return list(_hits(answer.structured_content, text))[:k]
 
     def _connected(self) -> _Connection:
-        if self._connection is None:
-            self._connection = _Connection(asyncio.get_running_loop().create_future(), asyncio.Event())
-            self._connection.ready.add_done_callback(
-                lambda ready: ready.cancelled() or ready.exception()
-            )  # may be asked by nobody
-            self._connection.owner = asyncio.create_task(self._own(self._connection))
-        return self._connection
+        loop = asyncio.get_running_loop()
+        if loop not in self._by_loop:
+            self._by_loop = {other: held for other, held in self._by_loop.items() if not other.is_closed()}
+            self._by_loop[loop] = connection = _Connection(loop.create_future(), asyncio.Event())
+            connection.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())  # may be asked by nobody
+            connection.owner = asyncio.create_task(self._own(connection))
+        return self._by_loop[loop]
 
     async def _drop(self, connection: _Connection) -> None:
-        if self._connection is connection:
-            self._connection = None
+        loop = asyncio.get_running_loop()
+        if self._by_loop.get(loop) is connection:
+            del self._by_loop[loop]
         connection.closing.set()
         if connection.owner is not None:
             if not connection.ready.done():

@@ -49,10 +49,7 @@ def _ordered(ranking: Ranking, scores: Any, k: int) -> Ranking:  # noqa: ANN401 
 
     read = np.maximum(np.asarray(scores, np.float32), np.finfo(np.float32).tiny)
     order = np.lexsort((ranking.positions[: len(read)], -read))
-    behind = ranking.scores[len(read) :]
-    low = read.min(initial=1.0) * behind / (behind[0] * 2) if len(behind) else behind
-    positions = np.concatenate([ranking.positions[: len(read)][order], ranking.positions[len(read) :]])
-    return Ranking(positions[:k], np.concatenate([read[order], low.astype(np.float32)])[:k])
+    return Ranking(ranking.positions[: len(read)][order], read[order]).followed_by(ranking, k)
 
 
 def _load(model: str) -> Any:  # noqa: ANN401 - a CrossEncoder

@@ -54,7 +54,7 @@ class WebRetriever:
             return []
         answer = await self._server.call("POST", "/search", asked)
         try:
-            rows = answer["results"] if self.api == "tavily" else answer.get("organic", [])
+            rows = answer["results"] if self.api == "tavily" else answer["organic"]
             return [_hit(row, rank) for rank, row in enumerate(rows, 1)][:k]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RetrievalError(f"{self._server.url} did not answer as {self.api} does: {error!r}") from error

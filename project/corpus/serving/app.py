@@ -7,6 +7,7 @@ A refusal is one sentence under `detail` (`limits.py`).
 
 import asyncio
 import hmac
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -44,6 +45,7 @@ def create_app(
         noise: how much worse the answers are made.
     """
     from fastapi import FastAPI, Request, Response
+    from starlette.requests import ClientDisconnect
 
     from project.corpus.serving.wire import RESPONSE_SCHEMA, read_request, request_schema, response
 
@@ -62,7 +64,8 @@ def create_app(
     async def answer(request: Request) -> Row:
         _authorise(request.headers.get("authorization", ""), token)
         asked = read_request(await _body(request, limits.max_body_bytes), limits)
-        return response(asked, await _within(search.search(asked.texts, asked.limit, str(asked.seed or "")), limits.deadline_s))
+        found = search.search(asked.texts, asked.limit, "" if asked.seed is None else str(asked.seed))
+        return response(asked, await _within(found, limits.deadline_s))
 
     async def retrieve(request: Request) -> Response:
         start = time.perf_counter()
@@ -70,13 +73,22 @@ def create_app(
             content, status, headers = await answer(request), 200, {}
         except Refusal as refusal:
             content, status, headers = {"detail": refusal.detail}, refusal.status, refusal.headers
+        except ClientDisconnect:
+            content, status, headers = {"detail": "the client hung up"}, 499, {}
+        except Exception:
+            logging.getLogger("uvicorn.error").exception("a search failed")
+            content, status, headers = {"detail": "the server failed; its log says why"}, 500, {}
         metrics.request(status, time.perf_counter() - start)
         return Response(json_bytes(content), status, headers, "application/json")
 
     async def health() -> Response:
         return Response(json_bytes({"status": "ok", **about, "pid": os.getpid()}), media_type="application/json")
 
-    async def show_metrics() -> Response:
+    async def show_metrics(request: Request) -> Response:
+        try:
+            _authorise(request.headers.get("authorization", ""), token)
+        except Refusal as refusal:
+            return Response(json_bytes({"detail": refusal.detail}), refusal.status, refusal.headers, "application/json")
         return Response(metrics.text(), media_type=metrics.media_type)
 
     body = {"requestBody": {"required": True, "content": {"application/json": {"schema": request_schema(limits)}}}}

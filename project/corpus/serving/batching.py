@@ -52,7 +52,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Queries that wait."""
-        return sum(len(request.queries) for request in self._waiting)
+        return sum(len(request.queries) for request in self._waiting if not request.answer.done())
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Search with what others ask for; see `Retriever`.
@@ -63,7 +63,7 @@ class Batcher:
         """
         if not queries:
             return []
-        if self._waiting and self.waiting + len(queries) > self.most_waiting:
+        if self.waiting and self.waiting + len(queries) > self.most_waiting:
             raise BusyError(f"{self.waiting} queries wait already; try again in a second")
         request = _Request(queries, k, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
@@ -106,7 +106,8 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - it belongs to the requests
             if len(batch) > 1:
                 for request in batch:
-                    await self._run([request])
+                    if not request.answer.done():
+                        await self._run([request])
             elif not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
             return

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from cachetools import LRUCache
 
 from project.corpus.retrievers import Retriever
 from project.records import Hit
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    k: int
+    hits: list[Hit]
+    size: int
 
 
 class Cached:
@@ -18,22 +26,23 @@ class Cached:
 
         Args:
             retriever: what answers, always the same way.
-            most_hits: hits that are kept, an empty answer counting for one.
+            most_hits: hits that are kept; an answer counts for one more, and a long query for some.
             observe: is told how many queries were found here, and how many not.
         """
         self.retriever, self.observe = retriever, observe
-        self._kept: LRUCache[str, tuple[int, list[Hit]]] = LRUCache(most_hits, lambda kept: 1 + len(kept[1]))
+        self._kept: LRUCache[str, _Kept] = LRUCache(most_hits, lambda kept: kept.size)
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Search for what is not known; see `Retriever`."""
-        known = {query: kept[1][:k] for query in queries if (kept := self._kept.get(query)) and k <= kept[0]}
+        known = {query: kept.hits[:k] for query in queries if (kept := self._kept.get(query)) and k <= kept.k}
         missing = [query for query in dict.fromkeys(queries) if query not in known]
         self.observe(len(known), len(missing))
         if missing:
             for query, hits in zip(missing, await self.retriever.search(missing, k), strict=True):
                 known[query] = hits
-                if len(hits) < self._kept.maxsize:
-                    self._kept[query] = (k, hits)
+                kept = _Kept(k, hits, 1 + len(hits) + len(query) // 500)
+                if kept.size <= self._kept.maxsize:
+                    self._kept[query] = kept
         return [known[query] for query in queries]
 
     async def aclose(self) -> None:

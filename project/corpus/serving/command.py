@@ -41,7 +41,7 @@ def retrieval(
 ) -> None:
     """Serve POST /retrieve from an index, or on behalf of a search engine elsewhere, until interrupted.
 
-    Where SEEKER_RETRIEVAL_TOKEN is set, only who sends it is answered.
+    Where SEEKER_RETRIEVAL_TOKEN is set, only who sends it may search and read the metrics.
 
     Args:
         index: the folder (or s3://…, db://…) that `seeker index build` wrote.
@@ -63,7 +63,7 @@ def retrieval(
     if parent_pid is not None:
         _stop_with_parent(parent_pid)
     limits.check()
-    listener = _listener(host, port)
+    listener = listen(host, port)
     try:
         opened = [open_engine(index, name, ranking, remote) for name in _names(draw, engine)]
         about = opened[0][1] | ({"draw": draw} if draw else {}) | ({"noise": _told(noise)} if noise.is_on else {})
@@ -86,7 +86,7 @@ def _told(noise: Noise) -> Row:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(noise).items() if value}
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return a bound socket, before anything is loaded, so that a port in use is known at once."""
     if not 0 < port < 65536:
         raise InputError(f"--port is {port}; give a number from 1 to 65535")
@@ -97,15 +97,15 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if listener:
             listener.close()
         raise _cannot_listen(host, port, error) from error
     return listener
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
-    if error.errno == errno.EADDRINUSE:
+def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> InputError:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return InputError(f"port {port} on {host} is in use; stop what listens there or give another --port")
     return InputError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port")
 

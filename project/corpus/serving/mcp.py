@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from project.corpus.engines.choose import AnyEngine, Remote, open_engine
 from project.corpus.index import RankingSettings
 from project.corpus.retrievers import Retriever
+from project.corpus.serving.command import listen
 from project.errors import RetrievalError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def mcp(
         ranking: how engines are combined.
         remote: where an engine elsewhere is.
     """
+    if transport == "http":
+        listen(host, port).close()  # a port in use is known at once
     retriever, about = open_engine(index, engine, ranking, remote)
     server = make_server(retriever, about.get("passages"))
     if transport == "stdio":

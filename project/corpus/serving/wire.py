@@ -39,7 +39,7 @@ class RetrieveRequest(BaseModel):
     top_k: Count | None = None
     k: Count | None = None
     return_scores: StrictBool | None = None
-    seed: StrictStr | StrictInt | None = None
+    seed: Annotated[StrictStr, Field(max_length=1000)] | StrictInt | None = None
     """What tells the request from others, for a server that adds noise; Seeker's own clients send it."""
 
     @model_validator(mode="after")
