@@ -363,6 +363,14 @@ def test_inputs_that_are_none(tmp_path, capsys, make, said):
     assert said in capsys.readouterr().err
 
 
+def test_two_documents_of_one_name_need_their_folder(tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    for folder in (tmp_path, tmp_path / "sub"):
+        (folder / "README.md").write_text("Some words of a document.")
+    run(tmp_path, tmp_path / "README.md", tmp_path / "sub", status=2)
+    assert "would both be 'README.md'; give a folder that holds both" in capsys.readouterr().err
+
+
 def test_a_size_without_a_strategy_is_refused(tmp_path, capsys):
     (tmp_path / "a.md").write_text("text")
     run(tmp_path, tmp_path / "a.md", status=2, size=5)

@@ -247,6 +247,7 @@ def test_a_token_is_asked_for(monkeypatch, tmp_path):
                 assert refused.status_code == 401
                 assert "secret" not in refused.text
             assert (await client.get("/metrics")).status_code == 401
+            assert (await client.get("/openapi.json")).status_code == (await client.get("/docs")).status_code == 404
             good = await client.post("/retrieve", json={"queries": ["x"]}, headers={"authorization": "Bearer secret"})
             assert good.status_code == 200
             assert (await client.get("/health")).status_code == 200

@@ -124,6 +124,12 @@ def find_inputs(given: Sequence[Path], output: Path | None = None) -> tuple[list
             raise InputError(f"{path} holds no document that can be read; expected {', '.join((*READERS, *ROWS))}")
         skipped[f"files of other kinds in {path}"] = len(files) - len(found)
         inputs += found
+    first: dict[str, Input] = {}
+    for one in inputs:
+        if (other := first.setdefault(one.id, one)) is not one:
+            raise InputError(
+                f"{other.path} and {one.path} would both be '{one.id}'; give a folder that holds both, or rename one"
+            )
     return inputs, +skipped
 
 

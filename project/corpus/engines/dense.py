@@ -117,9 +117,9 @@ class Encoder:
 
 
 def _load(model: str | None) -> Any:  # noqa: ANN401 - a SentenceTransformer
+    quiet_transformers()
     from sentence_transformers import SentenceTransformer
 
-    quiet_transformers()
     try:
         return SentenceTransformer(model or str(files(DEFAULT_MODEL) / "model"))
     except Exception as error:

@@ -76,7 +76,7 @@ class LanceSettings:
 
 def connect(uri: str) -> AsyncConnection:
     """Return a connection; one that cannot be had is an `InputError`."""
-    os.environ.setdefault("LANCE_LOG", "error")  # else it warns of each table that it makes
+    os.environ.setdefault("LANCEDB_LOG", "error")  # else it warns of each table that it makes
     import lancedb
 
     options: Row = {}

@@ -53,10 +53,10 @@ def _ordered(ranking: Ranking, scores: Any, k: int) -> Ranking:  # noqa: ANN401 
 
 
 def _load(model: str) -> Any:  # noqa: ANN401 - a CrossEncoder
+    quiet_transformers()
     from sentence_transformers import CrossEncoder
     from torch.nn import Sigmoid
 
-    quiet_transformers()
     try:
         loaded = CrossEncoder(model, activation_fn=Sigmoid())
     except Exception as error:

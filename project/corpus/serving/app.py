@@ -59,7 +59,8 @@ def create_app(
         yield
         await search.aclose()
 
-    app = FastAPI(title="Seeker retrieval", lifespan=lifespan)
+    pages = {"docs_url": None, "redoc_url": None, "openapi_url": None} if token else {}
+    app = FastAPI(title="Seeker retrieval", lifespan=lifespan, **pages)
 
     async def answer(request: Request) -> Row:
         _authorise(request.headers.get("authorization", ""), token)

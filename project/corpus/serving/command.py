@@ -68,7 +68,8 @@ def retrieval(
         opened = [open_engine(index, name, ranking, remote) for name in _names(draw, engine)]
         about = opened[0][1] | ({"draw": draw} if draw else {}) | ({"noise": _told(noise)} if noise.is_on else {})
         app = create_app([one for one, _ in opened], about, limits, os.environ.get(TOKEN), noise)
-        print(f"serving {about.get('passages', remote.address or engine)} at http://{host}:{port}/retrieve", flush=True)
+        what = f"{about['passages']} passages" if "passages" in about else f"the engine {engine}"
+        print(f"serving {what} at http://{host}:{port}/retrieve", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S)
         uvicorn.Server(config).run(sockets=[listener])
     except OSError as error:
