@@ -18,10 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from project.corpus.engines.bm25 import Bm25, Bm25Settings
-from project.corpus.engines.dense import PLAN, VECTORS, DenseSettings, encode_passages
+from project.corpus.engines.bm25 import Bm25
+from project.corpus.engines.dense import PLAN, VECTORS, encode_passages
 from project.corpus.engines.lance import PACKAGES as LANCE_PACKAGES
-from project.corpus.engines.lance import LanceSettings, connect, read_state, write_table
+from project.corpus.engines.lance import connect, read_state, write_table
+from project.corpus.engines.settings import Bm25Settings, DenseSettings, LanceSettings
 from project.corpus.index import FORMAT, MANIFEST, PACKAGES, PARTS, EngineName, Index, read_manifest
 from project.corpus.passage_store import ROWS_FILE, PassageStore, Texts, distinct, write_passages
 from project.errors import InputError

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from project.corpus.engines.bm25 import PACKAGES as BM25_PACKAGES
-from project.corpus.engines.bm25 import Bm25, Bm25Settings
+from project.corpus.engines.bm25 import Bm25
 from project.corpus.engines.dense import PACKAGES as DENSE_PACKAGES
-from project.corpus.engines.dense import VECTORS, Dense, DenseSettings
+from project.corpus.engines.dense import VECTORS, Dense
 from project.corpus.engines.expand import Expanded
 from project.corpus.engines.hybrid import Fusion, Hybrid
 from project.corpus.engines.rerank import Reranked
+from project.corpus.engines.settings import Bm25Settings, DenseSettings
 from project.corpus.passage_store import ROWS_FILE, PassageStore, Texts, distinct
 from project.corpus.retrievers import Ranker, Ranking
 from project.errors import InputError, RetrievalError

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from project.cli import main
 from project.corpus.build import build, write_index
 from project.corpus.engines.bm25 import Bm25
-from project.corpus.engines.dense import DenseSettings, Encoder, encode_passages
+from project.corpus.engines.dense import Encoder, encode_passages
 from project.corpus.engines.expand import Expanded
 from project.corpus.engines.hybrid import Hybrid, fuse
+from project.corpus.engines.settings import DenseSettings
 from project.corpus.index import Index, RankingSettings
 from project.corpus.retrievers import Ranking
 from project.errors import InputError

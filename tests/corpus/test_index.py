@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from project.cli import main
 from project.corpus.build import write_index
-from project.corpus.engines.bm25 import Bm25, Bm25Settings
+from project.corpus.engines.bm25 import Bm25
 from project.corpus.engines.kernel import keep_best
+from project.corpus.engines.settings import Bm25Settings
 from project.corpus.index import MANIFEST, Index
 from project.corpus.retrievers import best
 from project.corpus.words import stems, words

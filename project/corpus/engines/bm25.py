@@ -10,13 +10,13 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from project.corpus.engines.settings import Bm25Settings
 from project.corpus.retrievers import Ranking, best
-from project.corpus.words import check_stemmer, stems, stop_words_of, words
+from project.corpus.words import stems, stop_words_of, words
 from project.errors import InputError
 
 if TYPE_CHECKING:  # without bm25s: jsonargparse runs this block for --help, and bm25s takes half a second to load
@@ -26,27 +26,6 @@ PACKAGES = ("bm25s", "PyStemmer")
 SMALL_K = 256
 """Up to here the best are kept sorted while they are found; above, they are selected afterwards."""
 QUERIES_A_THREAD = 8
-
-
-@dataclass(frozen=True)  # jsonargparse needs a __dict__
-class Bm25Settings:
-    """How BM25 counts."""
-
-    k1: float = 1.5
-    """How much a repeated word adds; 0 counts it once."""
-    b: float = 0.75
-    """How much longer passages lose, from 0 to 1."""
-    stemmer: str = "english"
-    """A Snowball stemmer by name, or none."""
-    stop_words: str = "english"
-    """The language whose stop words are left out, or none."""
-
-    def check(self) -> None:
-        """Refuse values that cannot be."""
-        if not (self.k1 >= 0 and 0 <= self.b <= 1):
-            raise InputError(f"k1={self.k1}, b={self.b}: k1 must be 0 or more and b from 0 to 1")
-        check_stemmer(self.stemmer)
-        stop_words_of(self.stop_words)
 
 
 class Bm25:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from project.corpus.engines.settings import DenseSettings
 from project.corpus.retrievers import Ranking, best
 from project.errors import InputError
 from project.runtime import quiet_transformers
@@ -33,25 +34,6 @@ ENCODE_AT_ONCE = 128
 ROWS_AT_ONCE = 1 << 16
 TOLERANCE = 1e-3
 """How far a cosine may be from 1 for the same text: bfloat16 and padding make some 1e-4."""
-
-
-@dataclass(frozen=True)
-class DenseSettings:
-    """How passages and queries become vectors."""
-
-    model: str | None = None
-    """A sentence-transformers model: a folder, or a name on the hub; by default all-MiniLM-L6-v2 from the installed package."""
-    query_prompt: str | None = None
-    """What is put before a query ('query: '); by default what the model's own config says."""
-    passage_prompt: str | None = None
-    """What is put before a passage; by default what the model's own config says."""
-    batch: int = 32
-    """Texts that go through the model together."""
-
-    def check(self) -> None:
-        """Refuse values that cannot be."""
-        if self.batch < 1:
-            raise InputError(f"dense.batch is {self.batch}; give 1 or more")
 
 
 class Encoder:

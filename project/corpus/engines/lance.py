@@ -15,14 +15,17 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from project.corpus.engines.dense import VECTORS, DenseSettings, Encoder
+from project.corpus.engines.dense import VECTORS, Encoder
+from project.corpus.engines.settings import DenseSettings, LanceSettings
 from project.corpus.words import NONE, stop_words_of, words
 from project.errors import InputError, RetrievalError
 from project.records import Hit, Passage, Row
+
+os.environ.setdefault("LANCEDB_LOG", "error")  # read when it is loaded; else it warns of each table that it makes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,45 +41,14 @@ SEARCHED, VECTOR = "searched", "vector"
 ROWS_AT_ONCE = 4096
 AT_ONCE = 16
 """Queries that LanceDB is asked side by side."""
-STEMMERS = (
-    *("arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian", "norwegian"),
-    *("portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish"),
-)
 DEPTH = 100
 """Hits that LanceDB is asked for at least; what lies deeper stands behind them, so that the first hits do not depend on `k`."""
 FAILURES = (RuntimeError, ValueError, OSError)
 """What LanceDB raises."""
 
 
-@dataclass(frozen=True)
-class LanceSettings:
-    """What LanceDB indexes."""
-
-    stemmer: str = "english"
-    """A Snowball stemmer by name, or none."""
-    stop_words: str = "english"
-    """The language whose stop words are left out, or none."""
-    vectors: bool = False
-    """Encode the passages too (by the settings of dense), and search by words and vectors."""
-    index_from: int = 20_000
-    """Passages from which on vectors are searched by IVF-PQ; fewer are compared one by one."""
-    nprobes: int = 20
-    """Partitions of the vectors that a query looks into."""
-    refine: int = 10
-    """Candidates a hit that are compared by their whole vectors."""
-
-    def check(self) -> None:
-        """Refuse values that cannot be."""
-        if self.stemmer not in (NONE, *STEMMERS):
-            raise InputError(f"LanceDB has no stemmer '{self.stemmer}'; give one of none, {', '.join(STEMMERS)}")
-        stop_words_of(self.stop_words)
-        if min(self.index_from, self.nprobes, self.refine) < 1:
-            raise InputError("lance.index_from, nprobes and refine must each be 1 or more")
-
-
 def connect(uri: str) -> AsyncConnection:
     """Return a connection; one that cannot be had is an `InputError`."""
-    os.environ.setdefault("LANCEDB_LOG", "error")  # else it warns of each table that it makes
     import lancedb
 
     options: Row = {}

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from project.corpus.engines.noisy import Noise, Noisy
 from project.corpus.retrievers import Retriever
@@ -59,7 +59,7 @@ def create_app(
         yield
         await search.aclose()
 
-    pages = {"docs_url": None, "redoc_url": None, "openapi_url": None} if token else {}
+    pages: Any = {"docs_url": None, "redoc_url": None, "openapi_url": None} if token else {}
     app = FastAPI(title="Seeker retrieval", lifespan=lifespan, **pages)
 
     async def answer(request: Request) -> Row:
