@@ -71,7 +71,7 @@ def recalls(passages: list[Passage], questions: list[dict], supported: list[np.n
 
 def main() -> None:
     """Compare the ways."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--document", type=Path, required=True)
     parser.add_argument("--questions", type=Path, required=True)
     options = parser.parse_args()

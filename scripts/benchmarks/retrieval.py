@@ -146,7 +146,7 @@ def direct(index: Path, queries: Sequence[str], sizes: Sequence[int], engine: st
 
 def main() -> None:
     """Run the ways one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--requests", type=int, default=4000)
