@@ -104,7 +104,7 @@ def _load(model: str | None) -> Any:  # noqa: ANN401 - a SentenceTransformer
 
     try:
         return SentenceTransformer(model or str(files(DEFAULT_MODEL) / "model"))
-    except Exception as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:  # what transformers raises
         cause = str(error).partition("\n")[0]
         raise InputError(f"{model or DEFAULT_MODEL} is no sentence-transformers model that can be had ({cause})") from error
 

@@ -59,7 +59,7 @@ def _load(model: str) -> Any:  # noqa: ANN401 - a CrossEncoder
 
     try:
         loaded = CrossEncoder(model, activation_fn=Sigmoid())
-    except Exception as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:  # what transformers raises
         cause = str(error).partition("\n")[0]
         raise InputError(f"{model} is no cross-encoder that can be had ({cause})") from error
     if loaded.num_labels != 1:
