@@ -23,7 +23,7 @@ from project.corpus.engines.dense import PLAN, VECTORS, encode_passages
 from project.corpus.engines.lance import PACKAGES as LANCE_PACKAGES
 from project.corpus.engines.lance import connect, read_state, write_table
 from project.corpus.engines.settings import Bm25Settings, DenseSettings, LanceSettings
-from project.corpus.index import FORMAT, MANIFEST, PACKAGES, PARTS, EngineName, Index, read_manifest
+from project.corpus.index import FORMAT, MANIFEST, PACKAGES, PARTS, EngineName, check_index
 from project.corpus.passage_store import ROWS_FILE, PassageStore, Texts, distinct, write_passages
 from project.errors import InputError
 from project.files import file_digest, read_rows
@@ -90,6 +90,8 @@ def _building(folder: Path) -> Iterator[Path]:
     """Give a folder beside `folder` that takes its place on success; see `_scratch`."""
     old = folder.parent / f".{folder.name}.replaced"
     with _scratch(folder) as work:
+        if old.exists() and not folder.exists():  # a build was killed while it took the place
+            old.rename(folder)
         yield work
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -235,8 +237,7 @@ def _build_lance(
 
 def _is_current(folder: Path, source_digest: str, engine: EngineName, settings: Mapping[str, Any]) -> bool:
     try:
-        manifest = read_manifest(folder)
-        Index.load(folder)
+        manifest = check_index(folder)
     except InputError:
         return False
     held = {part: made["settings"] for part, made in manifest["parts"].items()}

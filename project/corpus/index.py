@@ -94,13 +94,10 @@ class Index:
             InputError: the folder is no index, is damaged, lacks a part of the engine, was made by another format or other
                 versions of its libraries, or needs more memory than is free.
         """
-        manifest = read_manifest(folder)
-        _check_files(folder, manifest)
+        manifest = check_index(folder)
         engine = engine or _engine(folder, manifest)
         _check_memory(folder, manifest, PARTS[engine])
         passages = PassageStore(folder)
-        if len(passages) != manifest["passages"] or file_digest(folder / ROWS_FILE) != manifest["digest"]:
-            raise InputError(f"{folder} is a damaged index: its passages are not those that were indexed; {BUILD_AGAIN}")
         ranker = _ranker(folder, manifest, engine, ranking or RankingSettings(), Texts(passages))
         return cls(passages, ranker, manifest["digest"], engine)
 
@@ -181,6 +178,15 @@ def read_manifest(folder: Path) -> Row:
                 raise InputError(
                     f"{folder}: its {part} part was made by {package} {made_by}, here is {version(package)}; {BUILD_AGAIN}"
                 )
+    return manifest
+
+
+def check_index(folder: Path) -> Row:
+    """Return the manifest of an index whose files are all there, as long as they were written, with the passages indexed."""
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest)
+    if len(PassageStore(folder)) != manifest["passages"] or file_digest(folder / ROWS_FILE) != manifest["digest"]:
+        raise InputError(f"{folder} is a damaged index: its passages are not those that were indexed; {BUILD_AGAIN}")
     return manifest
 
 

@@ -21,6 +21,7 @@ from project.errors import InputError
 from project.evaluation.metrics import Estimate, estimate
 from project.files import read_rows
 from project.records import Hit, Row, strings
+from project.tracking.paired import Scores, paired_results
 from project.writing import write_text
 
 DEPTH = 100
@@ -41,6 +42,7 @@ def bench(
     engine: AnyEngine | None = None,
     ranking: RankingSettings = _RANKING,
     remote: Remote = _REMOTE,
+    against: list[AnyEngine] | None = None,
     output_file: Path | None = None,
 ) -> None:
     """Measure what an index finds for judged queries, and how fast.
@@ -53,6 +55,7 @@ def bench(
         engine: by which of the index's engines to search (default: that for which it was built), or one elsewhere.
         ranking: how engines are combined.
         remote: where an engine elsewhere is.
+        against: other engines of the index, plain, that are measured too; the differences are tested query by query.
         output_file: a JSON file for the results; default: they are printed only.
     """
     asked = read_queries(queries)
@@ -60,16 +63,27 @@ def bench(
     judged = {ident: grades for ident, grades in judged.items() if ident in asked and any(g > 0 for g in grades.values())}
     if not judged:
         raise InputError(f"no query of {queries} has a relevant document in {qrels or 'its field evidence'}; check the ids")
-    retriever, about = open_engine(index, engine, ranking, remote)
-    found, speed = asyncio.run(_measured(retriever, [asked[ident]["text"] for ident in judged]))
-    named = {name for grades in judged.values() for name in grades}
-    ranked = {ident: documents(hits, named) for ident, hits in zip(judged, found, strict=True)}
-    scores = score(ranked, judged)
-    results: dict[str, Any] = {name: asdict(one) for name, one in scores.items()}
-    results |= {**speed, "index": index, **about, "ranking": asdict(ranking)}
-    _print(scores, results)
+    texts = {ident: asked[ident]["text"] for ident in judged}
+    scores, about = _scored(index, engine, ranking, remote, texts, judged)
+    others = [_scored(index, other, _RANKING, remote, texts, judged) for other in against or []]
+    estimates = {name: estimate(list(values.values())) for name, values in scores.items()}
+    results: dict[str, Any] = {name: asdict(one) for name, one in estimates.items()}
+    results |= {"index": index, **about, "ranking": asdict(ranking)}
+    results["against"] = {told["engine"]: [one.to_row() for one in paired_results(other, scores)] for other, told in others}
+    _print(estimates, results)
     if output_file:
         write_text(output_file, json.dumps(results, indent=1) + "\n")
+
+
+def _scored(
+    index: str | None, engine: AnyEngine | None, ranking: RankingSettings, remote: Remote, texts: Row, judged: Judgements
+) -> tuple[Scores, Row]:
+    """Return an engine's measures of each query, and what is known of it, its speed among it."""
+    retriever, about = open_engine(index, engine, ranking, remote)
+    found, speed = asyncio.run(_measured(retriever, list(texts.values())))
+    named = {name for grades in judged.values() for name in grades}
+    ranked = {ident: documents(hits, named) for ident, hits in zip(texts, found, strict=True)}
+    return score(ranked, judged), about | speed
 
 
 def read_queries(path: Path) -> dict[str, Row]:
@@ -120,8 +134,8 @@ def documents(hits: Sequence[Hit], judged: Collection[str]) -> list[str]:
     return list(dict.fromkeys(own if own in judged else document for own, document in idents))[:DEPTH]
 
 
-def score(found: Mapping[str, Sequence[str]], judged: Judgements) -> dict[str, Estimate]:
-    """Return nDCG@10, recall@10 and recall@100 over queries.
+def score(found: Mapping[str, Sequence[str]], judged: Judgements) -> Scores:
+    """Return nDCG@10, recall@10 and recall@100 of each query.
 
     Args:
         found: documents by query, best first.
@@ -133,11 +147,11 @@ def score(found: Mapping[str, Sequence[str]], judged: Judgements) -> dict[str, E
     measures = {"nDCG@10": nDCG @ 10, "recall@10": R @ 10, "recall@100": R @ 100}
     qrels = [ir_measures.Qrel(query, doc, grade) for query, grades in judged.items() for doc, grade in grades.items()]
     run = [ir_measures.ScoredDoc(query, doc, -rank) for query, docs in found.items() for rank, doc in enumerate(docs)]
-    values: dict[str, list[float]] = {name: [] for name in measures}
+    values: Scores = {name: {} for name in measures}
     names = {measure: name for name, measure in measures.items()}
     for metric in ir_measures.iter_calc(list(measures.values()), qrels, run):
-        values[names[metric.measure]].append(metric.value)
-    return {name: estimate(held) for name, held in values.items()}
+        values[names[metric.measure]][metric.query_id] = metric.value
+    return values
 
 
 async def _measured(retriever: Retriever, texts: Sequence[str]) -> tuple[list[list[Hit]], dict[str, float]]:
@@ -177,4 +191,8 @@ def _print(scores: Mapping[str, Estimate], results: Mapping[str, Any]) -> None:
         table.add_row(name, f"{one.mean:.3f}", f"[{one.low:.3f}, {one.high:.3f}]")
     for name in ("queries_per_second", "p50_ms", "p99_ms"):
         table.add_row(name.replace("_", " "), f"{results[name]:,.1f}", "")
+    for other, tests in results["against"].items():
+        for one in tests:
+            interval = f"[{one['low']:+.3f}, {one['high']:+.3f}], p = {one['p']:.4f}"
+            table.add_row(f"{one['metric']} - {other}", f"{one['difference']:+.3f}", interval)
     Console().print(table)

@@ -323,6 +323,22 @@ def test_bench_scores_documents_by_their_best_piece(tmp_path, capsys):
     assert "no query of" in capsys.readouterr().err
 
 
+def test_bench_tests_the_difference_to_other_engines_query_by_query(hybrid, tmp_path, capsys):
+    # bm25 misses "puppy" and finds helium; dense finds both
+    write_rows(
+        tmp_path / "q.jsonl",
+        [{"id": "1", "question": "puppy", "evidence": ["dog"]}, {"id": "2", "question": "noble gas", "evidence": ["he"]}],
+    )
+    out = tmp_path / "results.json"
+    command = ["index", "bench", "--index", str(hybrid), "--queries", str(tmp_path / "q.jsonl"), "--engine", "dense"]
+    assert main([*command, "--against", "[bm25,dense]", "--output_file", str(out)]) == 0
+    against = json.loads(out.read_text())["against"]
+    by_words = {one["metric"]: one for one in against["bm25"]}["nDCG@10"]
+    assert (by_words["n"], by_words["difference"], by_words["low"], by_words["high"]) == (2, 0.5, 0.0, 1.0)
+    assert {one["difference"] for one in against["dense"]} == {0.0}
+    assert "nDCG@10 - bm25" in capsys.readouterr().out
+
+
 @pytest.mark.shared
 def test_judged_collections_are_ranked_as_published(shared_data, tmp_path):
     found = {}

@@ -285,6 +285,17 @@ def test_a_failed_build_keeps_the_old_index(tmp_path):
     assert len(Index.load(folder)) == 3
 
 
+def test_a_build_that_was_killed_while_it_replaced_gives_the_old_index_back(tmp_path):
+    file, folder = tmp_path / "p.jsonl", tmp_path / "index"
+    write_records(file, PASSAGES)
+    assert build(file, folder) == 0
+    folder.rename(tmp_path / ".index.replaced")  # as a kill between the two renames leaves it
+    write_rows(file, [{"id": "a"}])
+    assert build(file, folder) == 2
+    assert len(Index.load(folder)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "mlflow.db") == ["index", "p.jsonl"]
+
+
 def test_build_refuses_a_folder_that_is_no_index(tmp_path, capsys):
     file, folder = tmp_path / "p.jsonl", tmp_path / "thesis"
     write_records(file, PASSAGES)

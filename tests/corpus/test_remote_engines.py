@@ -156,12 +156,13 @@ def test_the_sdks_client_searches_over_pipes(index_dir):
     asyncio.run(run())
 
 
-@pytest.fixture(scope="module")
-def mcp_url(index_dir):
+@contextmanager
+def mcp_server(index_dir, **variables):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([*command(index_dir).split(), "--transport", "http", "--port", str(port)])
+    words = [*command(index_dir).split(), "--transport", "http", "--port", str(port)]
+    process = subprocess.Popen(words, env=os.environ | variables)
     try:
         end = time.monotonic() + 60
         while time.monotonic() < end:
@@ -175,6 +176,30 @@ def mcp_url(index_dir):
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def mcp_url(index_dir):
+    with mcp_server(index_dir) as url:
+        yield url
+
+
+def test_an_mcp_server_over_http_may_want_a_token(index_dir, monkeypatch):
+    async def asked(url):
+        engine = McpRetriever(url)
+        try:
+            return ids((await engine.search(["helium"], 1))[0])
+        finally:
+            await engine.aclose()
+
+    with mcp_server(index_dir, SEEKER_RETRIEVAL_TOKEN="secret-7") as url:
+        refused = httpx.post(url, json={}, headers={"authorization": "Bearer secret-8"}, trust_env=False)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        monkeypatch.delenv("SEEKER_RETRIEVAL_TOKEN", raising=False)
+        with pytest.raises(RetrievalError, match="this server wants 'Authorization: Bearer TOKEN'"):
+            asyncio.run(asked(url))
+        monkeypatch.setenv("SEEKER_RETRIEVAL_TOKEN", "secret-7")
+        assert asyncio.run(asked(url)) == ["he"]
 
 
 @pytest.mark.parametrize("transport", ["stdio", "http"])

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from project.corpus.engines.http import TOKEN
 from project.errors import InputError, RetrievalError
 from project.records import Hit, Passage, Row
 
@@ -101,17 +104,30 @@ class McpRetriever:
             await asyncio.gather(connection.owner, return_exceptions=True)
 
     async def _own(self, connection: _Connection) -> None:
-        from mcp import Client, StdioServerParameters
-
-        command, *arguments = shlex.split(self.address)
-        is_url = command.startswith(("http://", "https://"))
         try:
-            async with Client(self.address if is_url else StdioServerParameters(command=command, args=arguments)) as client:
+            async with _opened(self.address) as client:
                 connection.ready.set_result((client, *_chosen((await client.list_tools()).tools, self.tool)))
                 await connection.closing.wait()
         except Exception as error:  # noqa: BLE001 - whatever a transport raises, several at once among it
             if not connection.ready.done():
                 connection.ready.set_exception(RetrievalError(str(_first(error))))
+
+
+@asynccontextmanager
+async def _opened(address: str) -> AsyncIterator[Client]:
+    """Give a client; over HTTP it sends the bearer token that SEEKER_RETRIEVAL_TOKEN holds, if anything."""
+    from mcp import Client, StdioServerParameters
+    from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
+
+    command, *arguments = shlex.split(address)
+    if not command.startswith(("http://", "https://")):
+        async with Client(StdioServerParameters(command=command, args=arguments)) as client:
+            yield client
+        return
+    token = os.environ.get(TOKEN)
+    headers = {"authorization": f"Bearer {token}"} if token else None
+    async with create_mcp_http_client(headers) as http, Client(streamable_http_client(address, http_client=http)) as client:
+        yield client
 
 
 def _first(error: BaseException) -> BaseException:

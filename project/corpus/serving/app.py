@@ -6,7 +6,6 @@ A refusal is one sentence under `detail` (`limits.py`).
 # No `from __future__ import annotations` here: FastAPI reads the endpoints' annotations, whose types are imported locally.
 
 import asyncio
-import hmac
 import logging
 import os
 import time
@@ -18,7 +17,7 @@ from project.corpus.engines.noisy import Noise, Noisy
 from project.corpus.retrievers import Retriever
 from project.corpus.serving.batching import Batcher
 from project.corpus.serving.cache import Cached
-from project.corpus.serving.limits import REFUSALS, Limits, Refusal
+from project.corpus.serving.limits import REFUSALS, Limits, Refusal, authorise
 from project.corpus.serving.metrics import Metrics
 from project.errors import BusyError, RetrievalError
 from project.records import Hit, Row
@@ -63,7 +62,7 @@ def create_app(
     app = FastAPI(title="Seeker retrieval", lifespan=lifespan, **pages)
 
     async def answer(request: Request) -> Row:
-        _authorise(request.headers.get("authorization", ""), token)
+        authorise(request.headers.get("authorization", ""), token)
         asked = read_request(await _body(request, limits.max_body_bytes), limits)
         found = search.search(asked.texts, asked.limit, "" if asked.seed is None else str(asked.seed))
         return response(asked, await _within(found, limits.deadline_s))
@@ -87,7 +86,7 @@ def create_app(
 
     async def show_metrics(request: Request) -> Response:
         try:
-            _authorise(request.headers.get("authorization", ""), token)
+            authorise(request.headers.get("authorization", ""), token)
         except Refusal as refusal:
             return Response(json_bytes({"detail": refusal.detail}), refusal.status, refusal.headers, "application/json")
         return Response(metrics.text(), media_type=metrics.media_type)
@@ -99,11 +98,6 @@ def create_app(
     app.add_api_route("/health", health, methods=["GET"], response_class=Response)
     app.add_api_route("/metrics", show_metrics, methods=["GET"], response_class=Response)
     return app
-
-
-def _authorise(header: str, token: str | None) -> None:
-    if token and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
-        raise Refusal(401, "this server wants 'Authorization: Bearer TOKEN' with its token", **{"www-authenticate": "Bearer"})
 
 
 async def _body(request: "Request", most: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import asdict, dataclass
 
 from project.errors import InputError
@@ -50,3 +51,9 @@ class Refusal(Exception):
     def __init__(self, status: int, detail: str, **headers: str) -> None:
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail, headers
+
+
+def authorise(header: str, token: str | None) -> None:
+    """Refuse a request whose `Authorization` does not hold the token; None lets everybody in."""
+    if token and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
+        raise Refusal(401, "this server wants 'Authorization: Bearer TOKEN' with its token", **{"www-authenticate": "Bearer"})
