@@ -23,6 +23,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+from measured import folder_bytes, show
+from measured import timed as measured
 
 from project.corpus.engines.choose import Remote, open_engine
 from project.corpus.index import Index, RankingSettings
@@ -47,12 +49,10 @@ def build(folder: Path, passages: int, engine: str) -> Path:
     path, index = folder / f"{passages}.jsonl", folder / f"{passages}.{engine}"
     if not path.exists():
         write_records(path, (Passage(str(i), "", text) for i, text in enumerate(draw(passages, LENGTH, 0))))
-    started = time.perf_counter()
     command = ["-m", "project", "index", "build", f"--passages={path}", f"--output_dir={index}", f"--engine={engine}"]
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-    size = sum(file.stat().st_size for file in index.rglob("*") if file.is_file())
-    told = {"way": f"index build --engine {engine}", "seconds": time.perf_counter() - started, "bytes": size}
-    print(json.dumps(told | {"passages": passages}), flush=True)
+    seconds, peak = measured([sys.executable, *command])
+    told = {"way": f"index build --engine {engine}", "passages": passages, "seconds": seconds, "peak_gb": peak}
+    show(told | {"bytes": folder_bytes(index)})
     return index
 
 

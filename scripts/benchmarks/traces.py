@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
+
+from measured import folder_bytes, show, timed
 
 WORDS = [
     "river", "capital", "treaty", "engine", "copper", "winter", "museum", "signal",
@@ -105,47 +104,6 @@ def _loop(source: Path, program: Any, output: Path) -> None:  # noqa: ANN401 - a
         file.close()
 
 
-class Peak(threading.Thread):
-    """Samples the anonymous memory of a process and its children."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.pid, self.kilobytes = pid, 0
-
-    def run(self) -> None:
-        """Look 10 times a second until the process is gone."""
-        while Path(f"/proc/{self.pid}/status").exists():
-            self.kilobytes = max(self.kilobytes, sum(_anonymous(pid) for pid in _family(self.pid)))
-            time.sleep(0.1)
-
-
-def _family(pid: int) -> list[int]:
-    try:
-        children = [int(p) for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
-    except OSError:
-        return []
-    return [pid, *(one for child in children for one in _family(child))]
-
-
-def _anonymous(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
-
-
-def timed(command: list[str]) -> tuple[float, float]:
-    """Run a command; return its seconds and its peak memory in GB."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    peak = Peak(process.pid)
-    peak.start()
-    if process.wait():
-        sys.exit(f"{' '.join(command)} failed")
-    return time.perf_counter() - started, peak.kilobytes / 1e6
-
-
 def main() -> None:
     """Run the chain, or with --plain one program as a loop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,12 +127,8 @@ def main() -> None:
             if not arguments.parquet:
                 found["plain_s"], _ = timed([sys.executable, __file__, "--plain", verb, "--folder", str(folder)])
                 total["plain_s"] += found["plain_s"]
-        _print(found | {"folder_gb": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9})
-    _print({"program": "the chain"} | total)
-
-
-def _print(found: dict[str, Any]) -> None:
-    print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()}), flush=True)
+        show(found | {"folder_gb": folder_bytes(folder) / 1e9})
+    show({"program": "the chain"} | total)
 
 
 if __name__ == "__main__":

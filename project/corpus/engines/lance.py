@@ -6,7 +6,7 @@ or `db://…` (a LanceDB cluster: LANCEDB_API_KEY, LANCEDB_REGION, LANCEDB_HOST)
 table.
 
 A build writes a new table and says in the table `seeker` that it is complete. Servers go on with the table that they opened;
-it is dropped by the build after. Equal scores stand in the order of ids.
+it is dropped by the build after. Equal scores stand in the table's order.
 """
 
 from __future__ import annotations
@@ -102,34 +102,50 @@ class Lance:
             vectors = await asyncio.to_thread(self._encoder.queries, clean)
         loop = asyncio.get_running_loop()
         slots = self._slots.setdefault(loop, asyncio.Semaphore(AT_ONCE))
-        return list(await asyncio.gather(*(self._one(slots, *asked, k) for asked in zip(clean, vectors, strict=True))))
+        try:
+            found = await asyncio.gather(*(self._ranked(slots, *asked, k) for asked in zip(clean, vectors, strict=True)))
+            passages = await self._passages({row for ranking in found for row, _ in ranking})
+        except FAILURES as error:
+            raise RetrievalError(f"{self.uri} failed: {_first_line(error)}") from error
+        return [[Hit(passages[row], score) for row, score in ranking] for ranking in found]
 
     async def aclose(self) -> None:
         """Give up the table."""
         self._table.close()
 
-    async def _one(self, slots: asyncio.Semaphore, query: str, vector: NDArray[np.float32] | None, k: int) -> list[Hit]:
+    async def _ranked(
+        self, slots: asyncio.Semaphore, query: str, vector: NDArray[np.float32] | None, k: int
+    ) -> list[tuple[int, float]]:
+        """Return the rows and scores of at most `k` hits."""
         worded = bool(words(query, stop_words_of(self.settings.stop_words)))
         if not worded and self.mode != "vector":
             vector = vector if query.strip() else None
             if vector is None:
                 return []
-        try:
-            async with slots:
-                hits = await self._hits(query if worded else "", vector, DEPTH)
-                if k > DEPTH == len(hits):
-                    known = {hit.passage.id for hit in hits}
-                    deep = await self._hits(query if worded else "", vector, k)
-                    hits += [Hit(h.passage, min(h.score, hits[-1].score)) for h in deep if h.passage.id not in known]
-        except FAILURES as error:
-            raise RetrievalError(f"{self.uri} failed: {_first_line(error)}") from error
+        async with slots:
+            hits = await self._scored(query if worded else "", vector, DEPTH)
+            if k > DEPTH == len(hits):
+                known, last = {row for row, _ in hits}, hits[-1][1]
+                deep = await self._scored(query if worded else "", vector, k)
+                hits += [(row, min(score, last)) for row, score in deep if row not in known]
         return hits[:k]
 
-    async def _hits(self, query: str, vector: NDArray[np.float32] | None, k: int) -> list[Hit]:
-        """Return `k` hits, equal ones by id."""
-        rows = await self._asked(query, vector, k).to_list()
-        scored = [(Passage.from_row({name: row[name] for name in COLUMNS}), _score(row)) for row in rows]
-        return [Hit(p, score) for p, score in sorted(scored, key=lambda one: (-one[1], one[0].id)) if score > 0]
+    async def _scored(self, query: str, vector: NDArray[np.float32] | None, k: int) -> list[tuple[int, float]]:
+        """Return the rows and scores of `k` hits, equal ones by row."""
+        found = (await self._asked(query, vector, k).to_arrow()).to_pydict()
+        if "_distance" in found:
+            scores = [1 - distance for distance in found["_distance"]]
+        else:
+            scores = found["_relevance_score" if "_relevance_score" in found else "_score"]  # of the fusion, or of the words
+        scored = [(row, score) for row, score in zip(found["_rowid"], scores, strict=True) if score > 0]
+        return sorted(scored, key=lambda one: (-one[1], one[0]))
+
+    async def _passages(self, rows: set[int]) -> dict[int, Passage]:
+        """Read rows of the table, all at once: from an object store each reading is a request."""
+        if not rows:
+            return {}
+        found = await self._table.take_row_ids(sorted(rows)).with_row_id().select([*COLUMNS]).to_list()
+        return {row["_rowid"]: Passage.from_row({name: row[name] for name in COLUMNS}) for row in found}
 
     def _asked(self, query: str, vector: NDArray[np.float32] | None, k: int) -> Any:  # noqa: ANN401 - one of LanceDB's queries
         from lancedb import query as queries
@@ -144,15 +160,7 @@ class Lance:
             asked = asked.refine_factor(self.settings.refine) if self.about["vectors_indexed"] else asked
             if self.mode == "hybrid" and query:
                 asked = asked.nearest_to_text(match(query, SEARCHED)).rerank(RRFReranker())
-        return asked.select([*COLUMNS]).limit(k)
-
-
-def _score(row: Row) -> float:
-    """Return LanceDB's score: of the fusion, of the words, or the cosine."""
-    for name in ("_relevance_score", "_score"):
-        if row.get(name) is not None:
-            return float(row[name])
-    return 1 - float(row["_distance"])
+        return asked.select([]).with_row_id().limit(k)
 
 
 def _first_line(error: Exception) -> str:
