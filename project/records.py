@@ -458,12 +458,17 @@ class Episode:
     finish: FinishReason
     answer: str | None = None
     queries: tuple[str, ...] = ()
-    retrieved: tuple[str, ...] = ()
-    """Ids of all passages that the agent was shown, in order, without repeats."""
+    found: tuple[tuple[str, ...], ...] = ()
+    """Ids of the passages that each query was shown; an episode may end before its last queries are asked."""
     malformed: int = 0
     """Turns from which neither a search nor an answer could be read."""
     error: str = ""
     """What the environment said where it failed."""
+
+    @property
+    def retrieved(self) -> tuple[str, ...]:
+        """Ids of all passages that the agent was shown, in order, without repeats."""
+        return tuple(dict.fromkeys(ident for shown in self.found for ident in shown))
 
     def to_conversation(self, tools: Sequence[Row] = ()) -> Conversation:
         """Return the episode as a conversation, for people and for training."""

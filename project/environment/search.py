@@ -75,7 +75,7 @@ class SearchEnvironment:
     finish: FinishReason | None = None
     answer: str | None = None
     queries: list[str] = field(default_factory=list)
-    retrieved: list[str] = field(default_factory=list)
+    found: list[tuple[str, ...]] = field(default_factory=list)
     malformed: int = 0
     turns: int = 0
     error: str = ""
@@ -119,8 +119,7 @@ class SearchEnvironment:
             self.finish = FinishReason.TOOL_ERROR
             return []
         found = [self._fit(documents, len(found)) for documents in found]
-        shown = (document.id for documents in found for document in documents if document.id)
-        self.retrieved = list(dict.fromkeys([*self.retrieved, *shown]))
+        self.found += [tuple(document.id for document in documents if document.id) for documents in found]
         return self.dialect.results(found, action)
 
     def _fit(self, documents: list[Document], queries: int) -> list[Document]:

@@ -11,7 +11,7 @@ import numpy as np
 from project.answers import cover_exact_match, exact_match, token_f1
 from project.dialects import SEARCH_TOKEN
 from project.records import Episode, FinishReason
-from project.rewards.answer import evidence_recall
+from project.rewards.terms import evidence_recall
 
 RESAMPLES = 2000
 Z = 1.959964

@@ -199,7 +199,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         del batch_idx
         return_freed_memory()
         started = time.perf_counter()
-        episodes, rewards = self._rollout(batch)
+        episodes, scores = self._rollout(batch)
+        rewards = [score["total"] for score in scores]
         rolled = time.perf_counter()
         rows = self._telling_rows(episodes, rewards)
         self.log("train/trained_share", len(rows) / len(episodes))
@@ -208,18 +209,18 @@ class PPO(AdapterCheckpoint, SearchAgent):
         trained = time.perf_counter()
         self._sync()
         self.updates.add_(1)
-        self._log_episodes(episodes, rewards)
+        self._log_episodes(episodes, scores)
         times = {"rollout": rolled - started, "train": trained - rolled, "sync": time.perf_counter() - trained}
         self.log_dict({f"time/{name}_s": seconds for name, seconds in times.items()})
 
-    def _rollout(self, batch: list[Question]) -> tuple[list[Episode], list[float]]:
+    def _rollout(self, batch: list[Question]) -> tuple[list[Episode], list[dict[str, float]]]:
         questions = [question for question in batch for _ in range(self.ppo.episodes_per_question)]
         first = (self.seed * 1_000_003 + int(self.updates)) * 100_003
         episodes = self.run_episodes(questions, [first + i for i in range(len(questions))], self.ppo.temperature)
         kept = [e for e in episodes if not e.finish.is_environment_failure and e.turns]
         if not kept:
             raise TrainingError("no episode of this update could be trained; check the search tool")
-        return kept, [self.reward(e)["total"] for e in kept]
+        return kept, [self.reward(e) for e in kept]
 
     def _telling_rows(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[TrainingRow]:
         """Return the episodes of the questions whose episodes differ in reward, each with its reward against the others'.
@@ -410,8 +411,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         for name in ("kl", "engine_gap", "importance"):
             self.log(f"ppo/{name}", torch.cat([b[name] for b in micro]).mean())
 
-    def _log_episodes(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> None:
-        self.log("train/reward", sum(rewards) / len(rewards), prog_bar=True)
+    def _log_episodes(self, episodes: Sequence[Episode], scores: Sequence[dict[str, float]]) -> None:
+        means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+        self.log("train/reward", means.pop("total"), prog_bar=True)
+        self.log_dict({f"reward/{name}": mean for name, mean in means.items()})
         self.log("train/searches", sum(len(e.queries) for e in episodes) / len(episodes))
         self.log("train/generated_tokens", sum(len(t.ids) for e in episodes for t in e.turns) / len(episodes))
         for reason in {e.finish for e in episodes}:

@@ -1,44 +1,83 @@
-"""The default reward: a correct answer, and small shaping that is paid only with it.
+"""The reward: a correct answer, and shaping that is paid only with it.
 
-total = correctness x (1 + evidence bonus - search cost), where correctness mixes exact match and F1. Without a correct
-answer every term is 0, so no transcript without one can earn anything (trap 5: shaping that paid for format alone made a
-predecessor's policy collapse).
+total = correctness x (1 + bonuses - costs). Correctness mixes exact match, F1 and a cover match that long answers dilute; the
+bonuses and costs are weights of the terms in `terms.py`. Without a correct answer every term is 0, so no transcript without one
+can earn anything (trap 5: shaping that paid for format alone made a predecessor's policy collapse).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from project.answers import exact_match, token_f1
+from project.errors import InputError
 from project.records import Episode
+from project.rewards import terms
+
+BONUSES = {
+    "evidence": terms.evidence_recall,
+    "format": terms.in_form,
+    "decision": terms.right_decision,
+    "retry": terms.retried,
+    "diversity": terms.diversity,
+}
+"""By the names of their weights."""
 
 
 @dataclass(frozen=True)
 class AnswerReward:
-    """Correctness with gated shaping; the total lies in [0, 1 + evidence_bonus]."""
+    """Correctness with gated shaping, in [0, 1 + the bonuses]; a near miss never earns as much as a right answer."""
 
     f1_share: float = 0.2
-    """Share of F1 in the correctness; the rest is exact match. F1 is what makes near misses differ."""
+    """Share of F1 in the correctness, which makes near misses differ; what the shares leave is exact match."""
+    cover_share: float = 0.0
+    """Share of a gold answer's length in an answer that holds it."""
     evidence_bonus: float = 0.1
-    """Paid in proportion to evidence recall, times correctness."""
+    """Paid in proportion to the gold passages that were shown."""
+    format_bonus: float = 0.0
+    """Paid if every turn could be read, one answer was given, and no search result was made up."""
+    decision_bonus: float = 0.0
+    """Paid for a search where one is needed, and for none where it is not."""
+    retry_bonus: float = 0.0
+    """Paid in proportion to the poor results that were followed by another search; whole where none was poor."""
+    diversity_bonus: float = 0.0
+    """Paid in proportion to how queries differ from the one before; whole for one query or none."""
     search_cost: float = 0.05
-    """Taken for each search beyond the number of evidence passages, times correctness; at most 0.2 in all."""
+    """Taken for each search beyond the number of evidence passages."""
+    repeat_cost: float = 0.0
+    """Taken for each query that says what one before it said."""
+    length_cost: float = 0.0
+    """Taken for each 100 tokens beyond `free_tokens`."""
+    free_tokens: int = 256
+    """Tokens that an agent may write at no cost."""
+    most_cost: float = 0.2
+    """The costs together, at most."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights under which a near miss might earn as much as a right answer."""
+        values = asdict(self)
+        if bad := next((name for name, value in values.items() if not 0 <= value < float("inf")), None):
+            raise InputError(f"reward.{bad} is {values[bad]}; give 0 or more")
+        wrong = (self.f1_share + self.cover_share) * (1 + sum(values[f"{name}_bonus"] for name in BONUSES))
+        if wrong >= 1 - self.most_cost:
+            raise InputError(
+                f"by reward.*_share and *_bonus a near miss may earn {wrong:g}, and a right answer after reward.most_cost "
+                f"{1 - self.most_cost:g}; lower them, so that right answers earn more"
+            )
 
     def __call__(self, episode: Episode) -> dict[str, float]:
-        """Return the breakdown; `total` is the reward."""
-        question = episode.question
-        em = exact_match(episode.answer, question.answers)
-        f1 = token_f1(episode.answer, question.answers)
-        correctness = (1 - self.f1_share) * em + self.f1_share * f1
-        evidence = self.evidence_bonus * evidence_recall(episode) if question.evidence else 0.0
-        allowed = max(1, len(question.evidence)) if question.needs_search is not False else 0
-        cost = min(0.2, self.search_cost * max(0, len(episode.queries) - allowed))
-        return {"em": em, "f1": f1, "evidence": correctness * evidence, "cost": -correctness * cost} | {
-            "total": correctness * (1 + evidence - cost)
+        """Return the breakdown: what was measured (`em`, `f1`), what each part added, and `total`, which is the reward."""
+        answers = episode.question.answers
+        em, f1 = exact_match(episode.answer, answers), token_f1(episode.answer, answers)
+        correctness = (1 - self.f1_share - self.cover_share) * em + self.f1_share * f1
+        correctness += self.cover_share * terms.brief_cover(episode)
+        shaping = {name: getattr(self, f"{name}_bonus") * term(episode) for name, term in BONUSES.items()}
+        costs = {
+            "search": self.search_cost * terms.extra_searches(episode),
+            "repeat": self.repeat_cost * terms.repeats(episode.queries),
+            "length": self.length_cost * max(0, terms.generated_tokens(episode) - self.free_tokens) / 100,
         }
-
-
-def evidence_recall(episode: Episode) -> float:
-    """Return the share of gold evidence passages that the agent was shown; 1 where there is none to find."""
-    gold = set(episode.question.evidence)
-    return len(gold & set(episode.retrieved)) / len(gold) if gold else 1.0
+        scale = min(1.0, self.most_cost / (sum(costs.values()) or 1.0))
+        shaping |= {name: -scale * cost for name, cost in costs.items()}
+        parts = {name: correctness * value for name, value in shaping.items()}
+        return {"em": em, "f1": f1, "correctness": correctness, **parts, "total": correctness + sum(parts.values())}

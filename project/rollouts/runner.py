@@ -86,7 +86,7 @@ def _episode(environment: SearchEnvironment, turns: Sequence[Turn]) -> Episode:
         finish=environment.finish,
         answer=environment.answer,
         queries=tuple(environment.queries),
-        retrieved=tuple(environment.retrieved),
+        found=tuple(environment.found),
         malformed=environment.malformed,
         error=environment.error,
     )

@@ -61,7 +61,7 @@ def test_search_then_answer(name):
     assert environment.finish is None
     assert step(environment, Action("I know.", answer="mercury")) == []
     assert (environment.finish, environment.answer, environment.turns) == (FinishReason.ANSWER, "mercury", 2)
-    assert (environment.queries, environment.retrieved) == (["liquid metal"], ["hg", "au"])
+    assert (environment.queries, environment.found) == (["liquid metal"], [("hg", "au")])
     assert tool.asked == [["liquid metal"]]
     assert [m.role for m in environment.messages] == ["system", "user", "assistant", result.role, "assistant"]
 
@@ -71,7 +71,7 @@ def test_all_queries_of_a_turn_are_one_request():
     environment = make(tool)
     step(environment, Action(queries=("a", "b")))
     assert tool.asked == [["a", "b"]]
-    assert environment.retrieved == ["hg", "au"]  # in order, without repeats
+    assert environment.found == [("hg",), ("hg", "au")]  # one for each query
 
 
 def test_what_the_agent_wrote_is_kept_to_the_letter():
@@ -136,7 +136,7 @@ def test_results_are_cut_by_whole_documents():
     (result,) = step(environment, Action(queries=("q",)))
     assert result.content.count("x" * 40) == 2  # 82 fit into 100, 123 do not
     assert "x" * 41 not in result.content
-    assert environment.retrieved == ["0", "1"]  # what was not shown was not retrieved
+    assert environment.found == [("0", "1")]  # what was not shown was not retrieved
 
 
 def test_queries_of_a_turn_share_the_room_and_the_first_document_always_stays():
@@ -144,7 +144,7 @@ def test_queries_of_a_turn_share_the_room_and_the_first_document_always_stays():
     environment = make(Dictionary({"a": documents, "b": documents}), result_chars=60)
     (result,) = step(environment, Action(queries=("a", "b")))
     assert result.content.count("x" * 40) == 2  # 30 characters a query: one document each
-    assert environment.retrieved == ["0"]
+    assert environment.found == [("0",), ("0",)]
 
 
 def test_a_passage_cannot_speak_as_the_agent():

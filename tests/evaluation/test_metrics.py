@@ -22,7 +22,7 @@ def episode(question: Question, answer=None, **changes) -> Episode:
 
 def test_score_episode_by_hand():
     question = Question("q", "?", ("the red fox",), ("a", "b"), True)
-    scores = score_episode(episode(question, "a red fox jumps", queries=("x",), retrieved=("b",)), REWARD)
+    scores = score_episode(episode(question, "a red fox jumps", queries=("x",), found=(("b",),)), REWARD)
     # Without articles "red fox" against "red fox jumps": F1 = 2 * 2 / 5. Reward: 0.2 * 0.8 * (1 + 0.1 / 2).
     assert scores["em"] == 0
     assert scores["f1"] == pytest.approx(0.8)

@@ -360,9 +360,9 @@ def test_trap_14_few_failed_episodes_are_left_out(folder):
     failed = Episode(QUESTIONS[0], (turn,), (), FinishReason.TOOL_ERROR)
     wrong = Episode(QUESTIONS[0], (turn,), (), FinishReason.MAX_TURNS)
     module.run_episodes = lambda *args: [failed, wrong]
-    kept, rewards = module._rollout([QUESTIONS[0]])
+    kept, scores = module._rollout([QUESTIONS[0]])
     assert kept == [wrong]  # the policy's own failure is scored and trained
-    assert rewards == [0]
+    assert [score["total"] for score in scores] == [0]
 
 
 def test_no_episode_to_train_is_one_sentence(folder):

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from project.records import Episode, FinishReason, Message, Question, Turn
-from project.rewards.answer import AnswerReward, evidence_recall
+from project.rewards.answer import AnswerReward
+from project.rewards.terms import evidence_recall
 
 QUESTION = Question("q", "Which metal is liquid?", ("mercury", "quicksilver"), ("hg", "hg2"), True)
 
@@ -13,7 +14,7 @@ QUESTION = Question("q", "Which metal is liquid?", ("mercury", "quicksilver"), (
 def episode(answer=None, question=QUESTION, queries=0, retrieved=(), finish=FinishReason.ANSWER, text="", turns=1) -> Episode:
     messages = (Message("assistant", text),) * turns
     made = tuple(Turn((1,), (2,), (-1.0,), 0, True) for _ in range(turns))
-    return Episode(question, made, messages, finish, answer, tuple(f"q{i}" for i in range(queries)), tuple(retrieved))
+    return Episode(question, made, messages, finish, answer, tuple(f"q{i}" for i in range(queries)), (tuple(retrieved),))
 
 
 def total(*args, **kwargs) -> float:
@@ -23,7 +24,9 @@ def total(*args, **kwargs) -> float:
 def test_reward_by_hand():
     # Correct, both passages shown, 3 searches for 2 passages: 1 * (1 + 0.1 - 0.05).
     scores = AnswerReward()(episode("Quicksilver.", queries=3, retrieved=["hg", "au", "hg2"]))
-    assert scores == pytest.approx({"em": 1, "f1": 1, "evidence": 0.1, "cost": -0.05, "total": 1.05})
+    assert {name: value for name, value in scores.items() if value} == pytest.approx(
+        {"em": 1, "f1": 1, "correctness": 1, "evidence": 0.1, "search": -0.05, "total": 1.05}
+    )
     # One of two words right: F1 = 2 * 1 / (2 + 1) = 2/3, no exact match: 0.2 * 2/3 = 2/15; half the evidence: * 1.05.
     assert total("liquid mercury", queries=1, retrieved=["hg"]) == pytest.approx(2 / 15 * 1.05)
 
