@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+EstimatorName = Literal["gae", "rloo", "grpo", "reinforce++"]
 
 
 def gae(rewards_T: Tensor, values_T: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -76,3 +82,32 @@ def group_normalise(rewards_E: Tensor, groups_E: Tensor) -> Tensor:
         rewards = rewards_E[members]
         advantages[members] = (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-6)
     return advantages
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How episodes' rewards become advantages: baseline, then GAE over the episode's trained tokens, then `normalise`."""
+
+    baseline: Callable[[Tensor, Tensor], Tensor]
+    """Takes rewards (E,) and groups (E,) and returns what each episode is paid at its end, (E,)."""
+    normalise: Callable[[Tensor], Tensor]
+    """Takes and returns the advantages of all trained tokens of an update, (N,)."""
+    critic: bool = False
+    """Whether values of a critic are taken off; without it GAE is run with lambda 1 on values of 0: sums of what follows."""
+    by_group: bool = True
+    """Whether episodes whose whole group earned the same are left out: they would teach nothing."""
+
+
+def _as_they_are(rewards: Tensor, groups: Tensor | None = None) -> Tensor:
+    del groups
+    return rewards
+
+
+ESTIMATORS: dict[EstimatorName, Estimator] = {
+    "gae": Estimator(leave_one_out, scale, critic=True),
+    "rloo": Estimator(leave_one_out, _as_they_are),
+    "grpo": Estimator(group_normalise, _as_they_are),
+    "reinforce++": Estimator(_as_they_are, whiten, by_group=False),
+}
+"""PPO with a critic over what the group earned; RLOO (Ahmadian et al. 2024); GRPO (Shao et al. 2024, its outcome supervision);
+REINFORCE++ (Hu et al. 2025), whose baseline is the mean of the whole batch."""

@@ -8,7 +8,7 @@ micro-batch's own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,10 +40,23 @@ def token_entropy(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
 
 def chunked_logprobs(head: Callable[[Tensor], Tensor], hidden_NH: Tensor, labels_N: Tensor, temperature: float = 1.0) -> Tensor:
     """Return log p(label) of each position; beyond `KEPT_CHUNKS` chunks backward makes the logits again and none is kept."""
+    return _chunked(lambda hidden, labels: token_logprobs(head(hidden), labels, temperature), hidden_NH, labels_N)
 
-    def part(hidden: Tensor, labels: Tensor) -> Tensor:
-        return token_logprobs(head(hidden), labels, temperature)
 
+def chunked_logprobs_and_entropy(
+    head: Callable[[Tensor], Tensor], hidden_NH: Tensor, labels_N: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return log p(label) and the entropy of each position, both (N,), as `chunked_logprobs` does."""
+
+    def both(hidden: Tensor, labels: Tensor) -> Tensor:
+        logits = head(hidden)
+        return torch.stack([token_logprobs(logits, labels, temperature), token_entropy(logits, temperature)], dim=-1)
+
+    logprobs, entropy = _chunked(both, hidden_NH, labels_N).unbind(-1)
+    return logprobs, entropy
+
+
+def _chunked(part: Callable[[Tensor, Tensor], Tensor], hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
     recompute = torch.is_grad_enabled() and len(hidden_NH) > KEPT_CHUNKS * CHUNK
     parts = [
         checkpoint(part, hidden, labels, use_reentrant=False) if recompute else part(hidden, labels)
@@ -147,13 +160,43 @@ def k3_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
     return ratio.exp() - ratio - 1
 
 
+LengthNorm = Literal["token", "episode", "constant"]
+
+
+def length_weights(weights_N: Tensor, episodes_N: Tensor, norm: LengthNorm = "token", constant: int = 512) -> Tensor:
+    """Return what each trained token of an optimizer step counts, scaled so that the loss is their weighted sum over N.
+
+    Args:
+        weights_N: float from 0, what the token counts by its kind.
+        episodes_N: int64, which episode it belongs to.
+        norm: `token`: all alike, so that long episodes count more (DAPO, Yu et al. 2025); `episode`: each episode counts the
+            same (GRPO, Shao et al. 2024); `constant`: each token counts as one of `constant` tokens of an episode, whatever
+            its length (Dr. GRPO, Liu et al. 2025).
+        constant: tokens.
+
+    Returns:
+        float (N,): with `token` and `episode` their sum is N.
+    """
+    count = len(weights_N)
+    if norm == "token":
+        return weights_N * (count / weights_N.sum().clamp_min(1e-12))
+    _, of = episodes_N.unique(return_inverse=True)
+    episodes = int(of.max()) + 1 if count else 0
+    if norm == "constant":
+        return weights_N * (count / (episodes * constant))
+    totals = weights_N.new_zeros(episodes).index_add_(0, of, weights_N).clamp_min(1e-12)
+    return weights_N * (count / episodes) / totals[of]
+
+
 def ppo_policy_loss(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
     total: Tensor | float,
     clip: float = 0.2,
-    importance_N: Tensor | None = None,
+    weights_N: Tensor | None = None,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Clipped surrogate of PPO (Schulman et al. 2017, eq. 7), a sum over trained tokens divided by `total`.
 
@@ -163,14 +206,20 @@ def ppo_policy_loss(
         advantages_N: no gradient.
         total: trained tokens in the whole optimizer step.
         clip: epsilon of the ratio's clipping.
-        importance_N: truncated p_old / p_behaviour, which corrects for an engine that computes in another precision.
+        weights_N: what each token counts: `length_weights`, times truncated p_old / p_behaviour, which corrects for an engine
+            that computes in another precision. None counts each as 1.
+        clip_high: epsilon above 1, where it differs (clip-higher; DAPO, Yu et al. 2025): what is rare may grow faster.
+        dual_clip: the largest ratio, above 1, that pushes a bad action down (dual clip; Ye et al. 2020, eq. 5).
     """
     ratio = (logprobs_N - old_logprobs_N).exp()
-    surrogate = torch.minimum(ratio * advantages_N, ratio.clamp(1 - clip, 1 + clip) * advantages_N)
-    if importance_N is not None:
-        surrogate = surrogate * importance_N
+    low, high = 1 - clip, 1 + (clip if clip_high is None else clip_high)
+    surrogate = torch.minimum(ratio * advantages_N, ratio.clamp(low, high) * advantages_N)
+    if dual_clip is not None:
+        surrogate = torch.where(advantages_N < 0, torch.maximum(surrogate, dual_clip * advantages_N), surrogate)
+    if weights_N is not None:
+        surrogate = surrogate * weights_N
     with torch.no_grad():
-        clipped = ((ratio - 1).abs() > clip).float().sum() / total
+        clipped = ((ratio < low) | (ratio > high)).float().sum() / total
         approx_kl = k3_kl(logprobs_N, old_logprobs_N).sum() / total
     return -surrogate.sum() / total, {"clip_fraction": clipped, "approx_kl": approx_kl, "ratio": ratio.detach().sum() / total}
 

@@ -165,6 +165,22 @@ class Renderer:
         """Return the text of sampled ids without the end-of-turn token."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False)).removesuffix(self.end_text)
 
+    def turn_weights(self, ids: Sequence[int], weights: Mapping[str, float]) -> list[float]:
+        """Return what each sampled token of a turn counts by its kind; kinds that are not named count 1.
+
+        A token that touches two kinds counts as the weightier. Where the text of the turn would be tokenised otherwise than it
+        was sampled, its tokens' places in it are found one by one.
+        """
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [end for _, end in encoded["offset_mapping"]]
+        if list(encoded["input_ids"]) != list(ids):
+            ends = [len(self.tokenizer.decode(ids[: n + 1], skip_special_tokens=False)) for n in range(len(ids))]
+        body = text.removesuffix(self.end_text)
+        spans = [*assistant_spans(body), (len(body), len(text), SpanKind.END)]
+        starts, values = [start for start, _, _ in spans], [weights.get(kind, 1.0) for _, _, kind in spans]
+        return [values[_owner(starts, values, start, end)] for start, end in zip([0, *ends], ends, strict=False)]
+
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _template(self, messages: Sequence[Message], tools: Sequence[Row] = (), *, generate: bool = False) -> str:

@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from project import losses
 from project.losses import (
     chunked_logprobs,
+    chunked_logprobs_and_entropy,
     explained_variance,
     k1_kl,
     k3_kl,
+    length_weights,
     ppo_policy_loss,
     token_entropy,
     token_logprobs,
@@ -245,10 +247,68 @@ def test_ppo_clip_cases(ratio, advantage, surrogate, gradient):
     assert float(metrics["ratio"]) == pytest.approx(ratio / 4)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "surrogate", "gradient", "is_clipped"),
+    [
+        (1.25, 2.0, 2.5, 2.5, False),  # clip-higher: up to 1.28 what is rare may grow
+        (1.5, 2.0, 2.56, 0.0, True),
+        (0.75, 2.0, 1.5, 1.5, True),  # below 1 the clip is still 0.2; pulled back up
+        (2.0, -1.0, -2.0, -2.0, True),
+        (4.0, -1.0, -3.0, 0.0, True),  # dual clip: a bad action pushes by at most 3
+        (0.5, -1.0, -0.8, 0.0, True),
+    ],
+)
+def test_clip_higher_and_dual_clip_cases(ratio, advantage, surrogate, gradient, is_clipped):
+    old = torch.tensor([-2.0])
+    new = (old + math.log(ratio)).requires_grad_()
+    loss, metrics = ppo_policy_loss(new, old, torch.tensor([advantage]), 1, 0.2, clip_high=0.28, dual_clip=3.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(-surrogate)
+    assert float(new.grad) == pytest.approx(-gradient)
+    assert bool(metrics["clip_fraction"]) == is_clipped
+
+
+def test_length_weights_by_hand():
+    # two episodes of 3 and 1 tokens; the second token of the first counts double
+    weights, episodes = torch.tensor([1.0, 2.0, 1.0, 1.0]), torch.tensor([7, 7, 7, 9])
+    assert length_weights(weights, episodes, "token").tolist() == pytest.approx([0.8, 1.6, 0.8, 0.8])  # they sum to 4
+    # each episode has half of 4
+    assert length_weights(weights, episodes, "episode").tolist() == pytest.approx([0.5, 1.0, 0.5, 2.0])
+    # each token counts as one of 10 of one of 2 episodes; over 4 tokens: 4 / 20
+    assert length_weights(weights, episodes, "constant", 10).tolist() == pytest.approx([0.2, 0.4, 0.2, 0.2])
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 5), st.integers(0, 3)), min_size=1, max_size=20), st.randoms())
+def test_length_weights_sum_to_the_tokens_in_any_order(tokens, dice):
+    shuffled = tokens[:]
+    dice.shuffle(shuffled)
+    for norm in ("token", "episode"):
+        weights, episodes = (torch.tensor(column) for column in zip(*shuffled, strict=True))
+        found = length_weights(weights.double(), episodes, norm)
+        assert float(found.sum()) == pytest.approx(len(tokens))
+        if norm == "episode":
+            sums = torch.zeros(4, dtype=torch.float64).index_add_(0, episodes, found)
+            held = sums[episodes.unique()]
+            assert held.tolist() == pytest.approx([float(held[0])] * len(held))
+
+
+def test_logprobs_and_entropy_equal_each_alone(monkeypatch):
+    monkeypatch.setattr("project.losses.CHUNK", 3)
+    head, hidden, labels = torch.nn.Linear(4, 7), torch.randn(11, 4, requires_grad=True), torch.randint(7, (11,))
+    logprobs, entropy = chunked_logprobs_and_entropy(head, hidden, labels, 0.7)
+    torch.testing.assert_close(logprobs, token_logprobs(head(hidden), labels, 0.7))
+    torch.testing.assert_close(entropy, token_entropy(head(hidden), 0.7))
+    (gradient,) = torch.autograd.grad((logprobs + entropy).sum(), hidden)
+    (expected,) = torch.autograd.grad(
+        (token_logprobs(head(hidden), labels, 0.7) + token_entropy(head(hidden), 0.7)).sum(), hidden
+    )
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_ppo_importance_weighs_each_token():
     # r = 1, A = 2 and -1, importance 0.5 and 2: -(0.5 * 2 + 2 * -1) / 2 = 0.5.
     old = torch.zeros(2)
-    loss, _ = ppo_policy_loss(old, old, torch.tensor([2.0, -1.0]), 2, importance_N=torch.tensor([0.5, 2.0]))
+    loss, _ = ppo_policy_loss(old, old, torch.tensor([2.0, -1.0]), 2, weights_N=torch.tensor([0.5, 2.0]))
     assert float(loss) == pytest.approx(0.5)
 
 

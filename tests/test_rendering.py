@@ -556,3 +556,41 @@ def test_default_model(default_model_dir, dialect):
         assert [text.strip() for text, kind, _ in runs if kind == "decision"] == [SEARCH_TOKEN] * 2 + [ANSWER_TOKEN] * 2
         assert set(new) <= set(sample.ids), "one token each, and not their pieces"
     assert len(Renderer(tokenizer, dialect, "template").samples(expert(dialect))) == 4
+
+
+# --- what a sampled turn's tokens count by their kind
+
+
+def test_the_tokens_of_a_sampled_turn_count_by_their_kind():
+    r = renderer(get_dialect("tags", decision_tokens=False))
+    text = "<think>\nü\n</think>\n<search>\nx\n</search>"
+    ids = [*text.encode(), r.end_id]
+    found = r.turn_weights(ids, {"think": 0.25, "end": 3.0})
+    thought = len("<think>\nü\n</think>\n".encode())
+    assert found == [0.25] * thought + [1.0] * (len(ids) - thought - 1) + [3.0]
+    assert r.turn_weights(ids[:-1], {"end": 3.0}) == [1.0] * (len(ids) - 1)  # cut off before its end
+    assert r.turn_weights([], {}) == []
+
+
+@given(st.text(max_size=40))
+def test_any_sampled_text_gets_a_weight_a_token(text):
+    r = renderer(get_dialect("tags", decision_tokens=False))
+    ids = [*text.encode(errors="replace"), r.end_id]
+    assert len(r.turn_weights(ids, {"text": 2.0})) == len(ids)
+
+
+def test_tokens_that_would_be_merged_again_are_placed_one_by_one(default_model_dir):
+    """A model may sample a word as two tokens, which the tokenizer would make one: its place in the text is the same."""
+    dialect = get_dialect("tags")
+    tokenizer, _ = load_tokenizer(str(default_model_dir), dialect)
+    r = Renderer(tokenizer, dialect)
+    text = f"<think>\nthe river\n</think>\n{SEARCH_TOKEN}\n<search>\nriver\n</search>"
+    head, tail = text.split("iver", 1)
+    whole = [*r.encode(text), r.end_id]
+    split = [*r.encode(head), *r.encode("iver"), *r.encode(tail), r.end_id]
+    assert r.decode(split) == r.decode(whole) == text
+    assert split != whole
+    for ids in (whole, split):
+        found = r.turn_weights(ids, {"think": 0.5, "decision": 4.0, "search": 2.0, "end": 3.0})
+        assert len(found) == len(ids)
+        assert [w for w, before in zip(found, [None, *found], strict=False) if w != before] == [0.5, 4.0, 2.0, 3.0]

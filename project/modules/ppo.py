@@ -1,10 +1,13 @@
 """PPO (Schulman et al. 2017) on whole search episodes, as a LightningModule with manual optimisation.
 
-One `training_step` is one update: roll out a group of episodes per question with the current weights in the engine, score
-them against the rest of their group, take values, old and reference log-probabilities, compute GAE on the trained tokens, run
-the inner epochs, and put the merged weights back into the engine. How hard a question is is thus taken out before the critic,
-which starts at 0 and learns what happens within an episode. It is a small head on the policy's detached hidden states: it can
-never pull on the policy. The reference of KL is the policy's base with its adapter off: at update 0 KL is 0 and every ratio 1.
+One `training_step` is one update: roll out a group of episodes per question with the current weights in the engine, pay each
+by the estimator's baseline, take values, old and reference log-probabilities, compute advantages on the trained tokens, run
+the inner epochs, and put the merged weights back into the engine. The estimators are in `advantages.py`, the losses in
+`losses.py`, the numbers in `ppo_settings.py`.
+
+With `gae` how hard a question is is taken out before the critic, which starts at 0 and learns what happens within an episode.
+It is a small head on the policy's detached hidden states: it can never pull on the policy. The reference of KL is the policy's
+base with its adapter off: at update 0 KL is 0 and every ratio 1.
 """
 
 from __future__ import annotations
@@ -12,20 +15,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from project.advantages import gae, leave_one_out, scale
+from project.advantages import ESTIMATORS, gae, leave_one_out
 from project.errors import EngineError, InputError, TrainingError
-from project.losses import chunked_logprobs, explained_variance, k1_kl, ppo_policy_loss, value_loss
+from project.losses import (
+    chunked_logprobs,
+    chunked_logprobs_and_entropy,
+    explained_variance,
+    k1_kl,
+    k3_kl,
+    length_weights,
+    ppo_policy_loss,
+    value_loss,
+)
 from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.agent import SearchAgent
 from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
+from project.modules.ppo_settings import PPOSettings
 from project.modules.sft import check_finite
 from project.records import Episode, Question
 from project.rollouts.rows import TrainingRow, collate_rows, training_row
@@ -33,54 +46,10 @@ from project.runtime import return_freed_memory
 
 logger = logging.getLogger(__name__)
 
+KL_GAIN, KL_ERROR = 0.1, 0.2
+"""How fast an update steers the KL's coefficient, and the largest relative error that it heeds."""
 SAME_REWARD = 1e-6
 """Difference from the rest of its group below which an episode earned the same."""
-
-
-@dataclass(frozen=True)
-class PPOSettings:
-    """The numbers of the algorithm."""
-
-    episodes_per_question: int = 4
-    temperature: float = 1.0
-    inner_epochs: int = 1
-    minibatch_episodes: int = 16
-    """Episodes in one optimizer step, about."""
-    micro_episodes: int = 4
-    """Episodes in one forward and backward pass."""
-    clip: float = 0.2
-    kl_coef: float = 0.02
-    """Of the k1 estimate, taken from the reward of each token."""
-    gamma: float = 1.0
-    lam: float = 1.0
-    """GAE's lambda: 1 pays the episode's reward to every token against the critic's baseline."""
-    importance_cap: float = 2.0
-    """Cap of p_trainer / p_engine, which corrects for the engine's rounding."""
-    max_grad_norm: float = 1.0
-    flat_updates: int = 10
-    """Updates in a row without a difference in reward, which train nothing, that stop the run."""
-    critic_steps: int = 16
-    """Steps of the critic on an update's hidden states, which are kept: they cost no pass of the model."""
-    critic_rows: int = 1024
-    """Trained tokens in one of them."""
-    value_clip: float | None = None
-    """Of the critic around its old values; off, as Andrychowicz et al. 2021 found it to hurt."""
-    canary_tolerance: float = 0.15
-    """Largest mean |log p| difference, in nats a token, between trainer and engine after a sync."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that would train nothing."""
-        for name in (
-            "episodes_per_question",
-            "inner_epochs",
-            "minibatch_episodes",
-            "micro_episodes",
-            "critic_steps",
-            "critic_rows",
-            "flat_updates",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"ppo.{name}={getattr(self, name)} must be at least 1")
 
 
 class Critic(nn.Module):
@@ -107,11 +76,13 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     updates: Tensor
     """Updates done, int64; a buffer, so that a checkpoint holds it."""
+    kl_scale: Tensor
+    """What steering has made of `kl_coef`, as a factor."""
 
     def __init__(
         self,
         *,
-        ppo: PPOSettings = PPOSettings(),
+        ppo: PPOSettings = PPOSettings(),  # noqa: B008 - frozen
         lora: LoRA | None = LoRA(),  # noqa: B008 - frozen
         precision: Precision = "bfloat16",
         learning_rate: float = 1e-4,
@@ -134,7 +105,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """
         super().__init__(**agent)
         self.automatic_optimization = False
-        self.ppo, self.lora, self.precision_name = ppo, lora, precision
+        self.ppo, self.estimator = ppo, ESTIMATORS[ppo.estimator]
+        self.lora, self.precision_name = lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
         self.export_dir, self.seed = export_dir, seed
         self._moved = False
@@ -148,21 +120,22 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self.policy: Policy | None = None
         self.critic: Critic | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.register_buffer("kl_scale", torch.ones(()))
 
     # --- lifetimes ---------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Load the policy with a fresh adapter, and the critic."""
+        """Load the policy with a fresh adapter, and the critic where the estimator has one."""
         if self.policy is None:
             self.pin_base()
             self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name)
-            self.critic = Critic(self.policy.hidden_size)
+            self.critic = Critic(self.policy.hidden_size) if self.estimator.critic else None
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
-        """AdamW for the policy, whose steps `global_step` counts (trap 15), and one for the critic."""
+        """AdamW for the policy, whose steps `global_step` counts (trap 15), and one for a critic."""
         assert self.policy is not None
-        assert self.critic is not None
-        return [make_optimizer(self.policy, self.learning_rate), make_optimizer(self.critic, self.critic_learning_rate)]
+        made = [make_optimizer(self.policy, self.learning_rate)]
+        return made if self.critic is None else [*made, make_optimizer(self.critic, self.critic_learning_rate)]
 
     def on_fit_start(self) -> None:
         """Start the engine inside Lightning's process group."""
@@ -223,24 +196,29 @@ class PPO(AdapterCheckpoint, SearchAgent):
         return kept, [self.reward(e) for e in kept]
 
     def _telling_rows(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[TrainingRow]:
-        """Return the episodes of the questions whose episodes differ in reward, each with its reward against the others'.
+        """Return the episodes that teach something, each with what the estimator's baseline leaves of its reward.
 
-        Where all earned the same the centred rewards are 0 (DAPO, Yu et al. 2025, section 3.2, samples other questions in
-        their place; here they have only cost their rollouts). What the critic and the KL would have said of them is lost, so
-        that the gradient is unbiased only where the critic's values are 0. An update in which no question is left trains
-        nothing: Adam would take whole steps on the KL's noise.
+        By group these are the questions whose episodes differ in reward: where all earned the same nothing is left (DAPO, Yu
+        et al. 2025, section 3.2, samples other questions in their place; here they have only cost their rollouts). What the
+        critic and the KL would have said of them is lost, so that the gradient is unbiased only where the critic's values are
+        0. An update in which nothing differs trains nothing: Adam would take whole steps on the KL's noise.
 
         Raises:
             TrainingError: it was so for `flat_updates` in a row, from the start on.
         """
         names = [episode.question.id for episode in episodes]
-        centred = leave_one_out(torch.tensor(rewards), torch.tensor([names.index(name) for name in names])).tolist()
-        telling = {name for name, reward in zip(names, centred, strict=True) if abs(reward) > SAME_REWARD}
+        rewards_E = torch.tensor(rewards)
+        groups_E = torch.tensor([names.index(name) for name in names]) if self.estimator.by_group else torch.zeros(len(names))
+        differ = leave_one_out(rewards_E, groups_E).abs() > SAME_REWARD
+        telling = {int(group) for group in groups_E[differ]}
         self._flat = 0 if telling else self._flat + 1
         if self._flat == self.ppo.flat_updates:
             self._stop(sum(rewards) / len(rewards))
-        scored = zip(names, episodes, centred, strict=True)
-        return [training_row(episode, reward) for name, episode, reward in scored if name in telling]
+        paid = self.estimator.baseline(rewards_E, groups_E).tolist()
+        spans = self.ppo.span_weights
+        weigh = partial(self.renderer.turn_weights, weights=spans) if spans else None
+        numbered = enumerate(zip(episodes, paid, groups_E.tolist(), strict=True))
+        return [training_row(episode, reward, i, weigh) for i, (episode, reward, group) in numbered if int(group) in telling]
 
     def _stop(self, reward: float) -> None:
         """End the run, which learns nothing any more: well if it ever did, its model exported, else with an error."""
@@ -252,9 +230,28 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     def _train(self, micro: list[Batch]) -> None:
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
-        steps = [found for epoch in range(self.ppo.inner_epochs) for found in self._inner_epoch(micro, epoch)]
-        self.log_dict({f"ppo/{name}": sum(step[name] for step in steps) / len(steps) for name in steps[0]})
-        self._fit_critic(micro)
+        steps: list[dict[str, Tensor]] = []
+        for epoch in range(self.ppo.inner_epochs if int(self.updates) >= self.ppo.critic_warmup else 0):
+            steps += self._inner_epoch(micro, epoch)
+            if self.ppo.kl_stop is not None and float(steps[-1]["approx_kl"]) > self.ppo.kl_stop:
+                break
+        if steps:
+            self.log_dict({f"ppo/{name}": sum(step[name] for step in steps) / len(steps) for name in steps[0]})
+            self.log("ppo/steps", len(steps))
+        if self.critic is not None:
+            self._fit_critic(micro)
+        if self.ppo.kl_target is not None:
+            self._steer_kl(float(torch.cat([b["kl"] for b in micro]).mean()), self.ppo.kl_target)
+
+    def _steer_kl(self, kl: float, target: float) -> None:
+        """Raise the KL's coefficient where the policy is further from the reference than wanted (Ziegler et al. 2019)."""
+        self.kl_scale.mul_(1 + KL_GAIN * min(KL_ERROR, max(-KL_ERROR, kl / target - 1)))
+        self.log("ppo/kl_coef", self.kl_coef)
+
+    @property
+    def kl_coef(self) -> float:
+        """The KL's coefficient as it is now."""
+        return self.ppo.kl_coef * float(self.kl_scale)
 
     def _prepare(self, rows: list[TrainingRow]) -> list[Batch]:
         """Return micro-batches of rows of like length, with old and reference log-probabilities, advantages and returns."""
@@ -267,8 +264,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
             batch: Batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
             batch["rewards"] = torch.tensor([row.reward for row in chosen], device=self.device)
             micro.append(self._annotate(batch))
-        scaled = scale(torch.cat([b["advantages"] for b in micro])).split([len(b["advantages"]) for b in micro])
-        for batch, advantages in zip(micro, scaled, strict=True):
+        whole = self.estimator.normalise(torch.cat([b["advantages"] for b in micro]))
+        for batch, advantages in zip(micro, whole.split([len(b["advantages"]) for b in micro]), strict=True):
             batch["advantages"] = advantages
         self._log_annotations(micro)
         return micro
@@ -276,48 +273,54 @@ class PPO(AdapterCheckpoint, SearchAgent):
     @torch.no_grad()
     def _annotate(self, batch: Batch) -> Batch:
         assert self.policy is not None
-        assert self.critic is not None
-        logprobs, hidden = self._forward(batch)
-        values = self.critic(hidden)
+        logprobs, hidden, entropy = self._forward(batch, entropy=True)
+        values = torch.zeros_like(logprobs) if self.critic is None else self.critic(hidden)
         with self.policy.reference():
-            reference, _ = self._forward(batch)
-        kl = k1_kl(logprobs, reference)
-        advantages, returns = [], []
-        start = 0
-        for row, trained in enumerate(batch["trained"].split(batch["lengths"])):
-            count = int(trained.sum())
-            part = slice(start, start + count)
-            rewards = -self.ppo.kl_coef * kl[part]
-            rewards[-1] += batch["rewards"][row]
-            found = gae(rewards, values[part], self.ppo.gamma, self.ppo.lam)
-            advantages.append(found[0])
-            returns.append(found[1])
-            start += count
+            reference, _, _ = self._forward(batch)
+        kl = (k1_kl if self.ppo.kl_estimate == "k1" else k3_kl)(logprobs, reference)
+        penalty = self.kl_coef * kl if self.ppo.kl_in == "reward" else torch.zeros_like(kl)
+        lam = self.ppo.lam if self.estimator.critic else 1.0
+        counts = [int(trained.sum()) for trained in batch["trained"].split(batch["lengths"])]
+        found = []
+        for reward, minus, value in zip(batch["rewards"], penalty.split(counts), values.split(counts), strict=True):
+            rewards = -minus
+            rewards[-1] += reward
+            found.append(gae(rewards, value, self.ppo.gamma, lam))
         behaviour = batch["logprobs"][batch["trained"]]
-        importance = (logprobs - behaviour).exp().clamp(max=self.ppo.importance_cap)
         return batch | {
             "old_logprobs": logprobs,
             "old_values": values,
+            "reference": reference,
             "hidden": hidden,
+            "entropy": entropy,
             "kl": kl,
             "engine_gap": (logprobs - behaviour).abs(),
-            "importance": importance,
-            "advantages": torch.cat(advantages),
-            "returns": torch.cat(returns),
+            "importance": (logprobs - behaviour).exp().clamp(max=self.ppo.importance_cap),
+            "token_weights": batch["weights"][batch["trained"]],
+            "token_episodes": batch["episodes"][batch["trained"]],
+            "advantages": torch.cat([advantages for advantages, _ in found]),
+            "returns": torch.cat([returns for _, returns in found]),
         }
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (log-probabilities (N,), hidden states (N, H) before them) of the trained tokens, rows in order."""
+    def _forward(self, batch: Batch, *, entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (log-probabilities (N,), hidden states (N, H) before them, entropy (N,)) of the trained tokens, rows in order.
+
+        The entropy is 0 where it is not asked for.
+        """
         policy = self.policy
         assert policy is not None
         trained = batch["trained"][1:]  # a row begins with its prompt
         labels = batch["input_ids"][1:][trained]
 
-        def logprobs(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        def scored(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             hidden = hidden[:-1][trained]
-            return chunked_logprobs(policy.head, hidden, labels, self.ppo.temperature), hidden
+            if entropy:
+                logprobs, spread = chunked_logprobs_and_entropy(policy.head, hidden, labels, self.ppo.temperature)
+                return logprobs, hidden, spread
+            logprobs = chunked_logprobs(policy.head, hidden, labels, self.ppo.temperature)
+            return logprobs, hidden, torch.zeros_like(logprobs)
 
-        return policy(batch["input_ids"], batch["lengths"], logprobs)  # type: ignore[no-any-return]
+        return policy(batch["input_ids"], batch["lengths"], scored)  # type: ignore[no-any-return]
 
     def _inner_epoch(self, micro: list[Batch], epoch: int) -> list[dict[str, Tensor]]:
         """Take optimizer steps over all micro-batches, dealt to them by (seed, update, epoch), and return their metrics.
@@ -334,17 +337,16 @@ class PPO(AdapterCheckpoint, SearchAgent):
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))
 
     def _optimizer_step(self, micro: list[Batch]) -> dict[str, Tensor]:
-        optimizer: Any = self.optimizers()[0]  # type: ignore[index]
+        optimizer: Any = self._optimizers()[0]
         optimizer.zero_grad()
         total = sum(len(b["advantages"]) for b in micro)
+        kinds, episodes = (torch.cat([b[name] for b in micro]) for name in ("token_weights", "token_episodes"))
+        weights = length_weights(kinds, episodes, self.ppo.length_norm, self.ppo.length_tokens)
         metrics: dict[str, Tensor] = {}
-        for batch in micro:
-            logprobs, _ = self._forward(batch)
-            loss, found = ppo_policy_loss(
-                logprobs, batch["old_logprobs"], batch["advantages"], total, self.ppo.clip, batch["importance"]
-            )
+        for batch, weights_N in zip(micro, weights.split([len(b["advantages"]) for b in micro]), strict=True):
+            loss, found = self._loss(batch, weights_N, total)
             self.manual_backward(loss)
-            for name, value in {"policy_loss": loss, **found}.items():
+            for name, value in found.items():
                 metrics[name] = metrics.get(name, torch.zeros(())) + value.detach()
         check_finite(self)
         assert self.policy is not None
@@ -356,11 +358,31 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self._moved = self._moved or bool(metrics["grad_norm"] > 0)
         return metrics
 
+    def _loss(self, batch: Batch, weights_N: Tensor, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a micro-batch's share of the step's loss, and what is logged of it."""
+        ppo = self.ppo
+        logprobs, _, entropy = self._forward(batch, entropy=ppo.entropy_coef > 0)
+        old, weighed = batch["old_logprobs"], weights_N * batch["importance"]
+        loss, found = ppo_policy_loss(
+            logprobs, old, batch["advantages"], total, ppo.clip, weighed, ppo.clip_high, ppo.dual_clip
+        )
+        found["policy_loss"] = loss
+        if ppo.kl_in == "loss":
+            loss = loss + self.kl_coef * (weights_N * k3_kl(logprobs, batch["reference"])).sum() / total
+        if ppo.entropy_coef:
+            loss = loss - ppo.entropy_coef * (weights_N * entropy).sum() / total
+        return loss, found
+
+    def _optimizers(self) -> list[Any]:
+        """Return the policy's optimizer, and the critic's where there is one."""
+        found = self.optimizers()
+        return found if isinstance(found, list) else [found]
+
     def _fit_critic(self, micro: list[Batch]) -> None:
         """Fit the critic to the update's returns, on the hidden states that its values were taken from."""
         assert self.critic is not None
         hidden, values, returns = (torch.cat([b[name] for b in micro]) for name in ("hidden", "old_values", "returns"))
-        optimizer = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
+        optimizer = self._optimizers()[1].optimizer  # Lightning's own would count its steps
         generator = self._generator(-1)
         for _ in range(self.ppo.critic_steps):
             rows = torch.randperm(len(hidden), generator=generator)[: self.ppo.critic_rows].to(self.device)
@@ -407,8 +429,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     def _log_annotations(self, micro: list[Batch]) -> None:
         values, returns = (torch.cat([b[name] for b in micro]) for name in ("old_values", "returns"))
-        self.log("ppo/explained_variance", explained_variance(values, returns))
-        for name in ("kl", "engine_gap", "importance"):
+        if self.critic is not None:
+            self.log("ppo/explained_variance", explained_variance(values, returns))
+        for name in ("kl", "engine_gap", "importance", "entropy"):
             self.log(f"ppo/{name}", torch.cat([b[name] for b in micro]).mean())
 
     def _log_episodes(self, episodes: Sequence[Episode], scores: Sequence[dict[str, float]]) -> None:

@@ -240,6 +240,125 @@ def test_the_policy_learns_what_pays(folder, server, questions, tmp_path):
     assert gain("<answer>\nGold") > gain("<answer>\nZinc") + 0.5
 
 
+VARIANTS = {
+    "rloo": {"estimator": "rloo"},
+    "grpo": {"estimator": "grpo", "kl_in": "loss", "kl_estimate": "k3", "kl_coef": 0.01, "length_norm": "episode"},
+    "reinforce++": {"estimator": "reinforce++", "kl_coef": 0.01},
+    "dr. grpo": {"estimator": "rloo", "length_norm": "constant", "length_tokens": 40},
+    "dapo": {"estimator": "grpo", "clip_high": 0.28, "kl_coef": 0.0, "inner_epochs": 2},
+    "all at once": {
+        "dual_clip": 3.0,
+        "entropy_coef": 0.001,
+        "kl_target": 0.01,
+        "kl_stop": 0.5,
+        "inner_epochs": 2,
+        "span_weights": {"answer": 2.0, "end": 0.5},
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_estimator_and_loss_learns_what_pays(folder, server, questions, tmp_path, name):
+    module = make(folder, url=server.url, learning_rate=1e-2, ppo=VARIANTS[name])
+    trainer = fit(module, questions, tmp_path, max_epochs=2)
+    assert (module.critic is None) == (module.estimator.critic is False) == (name != "all at once")
+    assert len(trainer.optimizers) == (2 if module.critic else 1)
+    fresh, gains = Script(str(folder)), {True: [], False: []}
+    for episode in module.all_episodes[0]:
+        prompt, ids = (
+            [*episode.turns[0].context_ids, *episode.turns[0].ids, *episode.turns[1].context_ids],
+            episode.turns[1].ids,
+        )
+        gain = sum(module._score(prompt, list(ids)).tolist()) - sum(fresh.score(prompt, list(ids)))
+        gains[episode.answer != "Zinc"].append(gain)
+    assert sum(gains[True]) / len(gains[True]) > sum(gains[False]) / len(gains[False]) + 0.5
+    assert bool(module.of("ppo/explained_variance")) == (module.critic is not None)
+    assert all(0 < entropy < 6 for entropy in module.of("ppo/entropy"))  # at most the log of 259 tokens
+
+
+def test_what_each_estimator_pays_an_episode(folder):
+    right, wrong = ({"em": 1.0, "total": 1.0}, {"em": 0.0, "total": 0.0})
+    turn = Turn((1,), (2, 3), (-1.0, -1.0), 0, True)
+    episodes = [Episode(q, (turn,), (), FinishReason.ANSWER) for q in QUESTIONS[:2] for _ in range(2)]
+    rewards = [score["total"] for score in (right, wrong, right, right)]
+    paid = {}
+    for name in ("gae", "rloo", "grpo", "reinforce++"):
+        module = make(folder, url="http://127.0.0.1:1", ppo={"estimator": name})
+        paid[name] = {row.episode: row.reward for row in module._telling_rows(episodes, rewards)}
+    # the second question's episodes earned the same: groups leave them out, REINFORCE++ compares with the whole batch
+    assert paid["gae"] == paid["rloo"] == {0: 1, 1: -1}
+    assert paid["grpo"] == pytest.approx({0: 1, 1: -1}, abs=1e-4)
+    assert paid["reinforce++"] == {0: 1, 1: 0, 2: 1, 3: 1}
+    module = make(folder, url="http://127.0.0.1:1", ppo={"estimator": "reinforce++"})
+    assert module._telling_rows(episodes, [0.5] * 4) == []  # nothing differs
+
+
+def test_trap_02_tokens_count_by_their_kind(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, ppo={"span_weights": {"search": 0.0, "answer": 3.0, "end": 0.0}})
+    fit(module, questions, tmp_path, steps=1)
+    for batch in module.micro[0]:
+        counts = [int(row.sum()) for row in batch["trained"].split(batch["lengths"])]
+        ids = batch["input_ids"][batch["trained"]].split(counts)
+        for row, weights in zip(ids, batch["token_weights"].split(counts), strict=True):
+            searched = len(SEARCH) + 1
+            assert not weights[:searched].any()
+            assert set(weights[searched:-1].tolist()) == {3.0}
+            assert (int(row[-1]), float(weights[-1])) == (257, 0)
+
+
+def test_a_token_that_counts_nothing_has_no_gradient(folder, server, questions, tmp_path):
+    """All that both kinds of episode wrote alike counts nothing here, and nothing is left to train on."""
+    module = make(folder, url=server.url, ppo={"span_weights": {"search": 0.0, "answer": 0.0, "end": 0.0}, "kl_coef": 0.0})
+    fit(module, questions, tmp_path, steps=1)
+    assert all(not g.any() for g in module.gradients[0].values())
+
+
+def test_the_critic_warms_up_before_the_policy_moves(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, ppo={"critic_warmup": 2})
+    module.configure_model()
+    before = {n: p.detach().clone() for n, p in module.policy.named_parameters()}
+    trainer = fit(module, questions, tmp_path, max_epochs=1)
+    assert (int(module.updates), trainer.global_step) == (2, 0)
+    assert all(torch.equal(p, before[n]) for n, p in module.policy.named_parameters())
+    assert len(module.of("ppo/value_loss")) == 2
+    fit(module, questions, tmp_path, steps=1)
+    assert module.of("ppo/steps") == [1]
+
+
+def test_inner_epochs_end_where_the_policy_has_moved_far_enough(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, ppo={"inner_epochs": 8, "kl_stop": 0.001}, learning_rate=3e-2)
+    fit(module, questions, tmp_path, max_epochs=1)
+    assert all(2 <= steps < 8 for steps in module.of("ppo/steps"))  # the first step begins at 0
+
+
+def test_the_kl_coefficient_is_steered(folder):
+    module = make(folder, url="http://127.0.0.1:1", ppo={"kl_coef": 0.1, "kl_target": 0.5})
+    module._steer_kl(5.0, 0.5)  # ten times too far: the error counts as 0.2, of which a tenth is heeded
+    assert module.kl_coef == pytest.approx(0.102)
+    module._steer_kl(0.45, 0.5)  # -0.1
+    assert module.kl_coef == pytest.approx(0.102 * 0.99)
+    module._steer_kl(-1.0, 0.5)
+    assert module.kl_coef == pytest.approx(0.102 * 0.99 * 0.98)
+    assert module.of("ppo/kl_coef") == pytest.approx([0.102, 0.10098, 0.0989604])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"kl_in": "loss"}, "kl_in=loss with kl_estimate=k1 has a gradient of 0"),
+        ({"estimator": "grpo", "episodes_per_question": 1}, "estimator=grpo compares episodes of a question"),
+        ({"estimator": "rloo", "critic_warmup": 3}, "critic_warmup=3, and rloo has no critic"),
+        ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),
+        ({"span_weights": {"thought": 1.0}}, "span_weights holds thought: 1.0"),
+        ({"span_weights": {"think": -1.0}}, "span_weights holds think: -1.0"),
+        ({"length_tokens": 0}, "length_tokens=0"),
+    ],
+)
+def test_numbers_that_would_train_something_else_are_refused(numbers, said):
+    with pytest.raises(InputError, match=said):
+        PPOSettings(**numbers)
+
+
 def test_only_questions_whose_episodes_differ_are_trained_on(folder, server, questions, tmp_path):
     even = {"q0", "q1", "q2"}
 
@@ -408,7 +527,7 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, 
     def run(name, ckpt_path=None, *, batch=2, passes=1, **stop):
         torch.manual_seed(0)
         limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048)
-        numbers = PPOSettings(episodes_per_question=4, minibatch_episodes=8, micro_episodes=4)
+        numbers = PPOSettings(episodes_per_question=4, minibatch_episodes=8, micro_episodes=4, kl_target=0.01)
         module = PPO(
             ppo=numbers, lora=LoRA(4, 8.0), precision="float32", learning_rate=1e-2, model_path=str(folder), settings=SETTINGS,
             retrieval_url=server.url, engine="transformers", limits=limits,
@@ -434,7 +553,7 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, 
     twice = run("twice", str(tmp_path / "once" / "step=4.ckpt"), **passes)
     assert all(torch.equal(twice[name], weight) for name, weight in whole.items())
     kept = torch.load(tmp_path / "whole" / "step=1.ckpt", weights_only=False)["state_dict"]
-    assert {name.split(".")[0] for name in kept} == {"policy", "critic", "updates"}
+    assert {name.split(".")[0] for name in kept} == {"policy", "critic", "updates", "kl_scale"}
     assert all("lora_" in name or "trainable_tokens" in name for name in kept if name.startswith("policy."))
 
 

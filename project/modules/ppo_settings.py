@@ -1,0 +1,100 @@
+"""The numbers of PPO and its relatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import Literal
+
+from project.advantages import ESTIMATORS, EstimatorName
+from project.errors import InputError
+from project.losses import LengthNorm
+
+SAMPLED = ("decision", "think", "search", "answer", "summary", "text", "result", "end")
+"""Kinds that a policy can write: a result among them is one that it made up."""
+COUNTS = (
+    "episodes_per_question",
+    "inner_epochs",
+    "minibatch_episodes",
+    "micro_episodes",
+    "critic_steps",
+    "critic_rows",
+    "flat_updates",
+    "length_tokens",
+)
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """The numbers of the algorithm."""
+
+    episodes_per_question: int = 4
+    temperature: float = 1.0
+    estimator: EstimatorName = "gae"
+    """How rewards become advantages: gae (with a critic), rloo, grpo, reinforce++."""
+    inner_epochs: int = 1
+    minibatch_episodes: int = 16
+    """Episodes in one optimizer step, about."""
+    micro_episodes: int = 4
+    """Episodes in one forward and backward pass."""
+    clip: float = 0.2
+    """Of the ratio, below 1 and, without `clip_high`, above."""
+    clip_high: float | None = None
+    """Of the ratio above 1 (clip-higher)."""
+    dual_clip: float | None = None
+    """Largest ratio that pushes a bad action down; off by default, 3 in its paper."""
+    length_norm: LengthNorm = "token"
+    """How long episodes count: token (by their tokens), episode (all alike), constant (tokens over `length_tokens`)."""
+    length_tokens: int = 512
+    """Tokens of an episode that `constant` divides by."""
+    span_weights: dict[str, float] = field(default_factory=dict)
+    """What sampled tokens count by their kind (decision, think, search, answer, summary, text, end); others count 1."""
+    kl_coef: float = 0.02
+    """Of the KL to the reference."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Whether it is taken from the reward of each token, or added to the loss."""
+    kl_estimate: Literal["k1", "k3"] = "k1"
+    """Schulman's estimate of it; the loss needs k3, as k1's gradient is 0 on average."""
+    kl_target: float | None = None
+    """Nats a token that `kl_coef` is steered to (Ziegler et al. 2019, section 2.2); None leaves it as it is."""
+    kl_stop: float | None = None
+    """Nats a token from the policy at the start of the update beyond which its inner epochs end."""
+    entropy_coef: float = 0.0
+    """Of the entropy bonus in the loss."""
+    gamma: float = 1.0
+    lam: float = 1.0
+    """GAE's lambda: 1 pays the episode's reward to every token against the critic's baseline. Estimators without one use 1."""
+    importance_cap: float = 2.0
+    """Cap of p_trainer / p_engine, which corrects for the engine's rounding."""
+    max_grad_norm: float = 1.0
+    flat_updates: int = 10
+    """Updates in a row without a difference in reward, which train nothing, that stop the run."""
+    critic_steps: int = 16
+    """Steps of the critic on an update's hidden states, which are kept: they cost no pass of the model."""
+    critic_rows: int = 1024
+    """Trained tokens in one of them."""
+    critic_warmup: int = 0
+    """Updates at the start that train the critic only."""
+    value_clip: float | None = None
+    """Of the critic around its old values; off, as Andrychowicz et al. 2021 found it to hurt."""
+    canary_tolerance: float = 0.15
+    """Largest mean |log p| difference, in nats a token, between trainer and engine after a sync."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would train nothing, or something else than is meant."""
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise InputError(f"ppo.{name}={getattr(self, name)} must be at least 1")
+        if self.kl_in == "loss" and self.kl_estimate == "k1":
+            raise InputError("ppo.kl_in=loss with kl_estimate=k1 has a gradient of 0 on average; give ppo.kl_estimate k3")
+        if self.estimator in ("grpo", "rloo") and self.episodes_per_question < 2:
+            raise InputError(
+                f"ppo.estimator={self.estimator} compares episodes of a question; raise ppo.episodes_per_question to 2"
+            )
+        if self.critic_warmup and not ESTIMATORS[self.estimator].critic:
+            raise InputError(f"ppo.critic_warmup={self.critic_warmup}, and {self.estimator} has no critic; leave it out")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise InputError(f"ppo.dual_clip={self.dual_clip} must be above 1")
+        wrong = [f"{kind}: {value}" for kind, value in self.span_weights.items() if kind not in SAMPLED or not 0 <= value < inf]
+        if wrong:
+            raise InputError(f"ppo.span_weights holds {wrong[0]}; give weights from 0 for any of {', '.join(SAMPLED)}")
