@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from project.losses import LengthNorm
+
 EstimatorName = Literal["gae", "rloo", "grpo", "reinforce++"]
 
 
@@ -96,6 +98,10 @@ class Estimator:
     """Whether values of a critic are taken off; without it GAE is run with lambda 1 on values of 0: sums of what follows."""
     by_group: bool = True
     """Whether episodes whose whole group earned the same are left out: they would teach nothing."""
+    kl_in: Literal["reward", "loss"] = "loss"
+    """Where its paper has the KL. In the reward it needs something that takes its mean off: a critic, or whitening."""
+    length_norm: LengthNorm = "token"
+    """How its paper counts long episodes."""
 
 
 def _as_they_are(rewards: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -104,10 +110,10 @@ def _as_they_are(rewards: Tensor, groups: Tensor | None = None) -> Tensor:
 
 
 ESTIMATORS: dict[EstimatorName, Estimator] = {
-    "gae": Estimator(leave_one_out, scale, critic=True),
+    "gae": Estimator(leave_one_out, scale, critic=True, kl_in="reward"),
     "rloo": Estimator(leave_one_out, _as_they_are),
-    "grpo": Estimator(group_normalise, _as_they_are),
-    "reinforce++": Estimator(_as_they_are, whiten, by_group=False),
+    "grpo": Estimator(group_normalise, _as_they_are, length_norm="episode"),
+    "reinforce++": Estimator(_as_they_are, whiten, by_group=False, kl_in="reward"),
 }
-"""PPO with a critic over what the group earned; RLOO (Ahmadian et al. 2024); GRPO (Shao et al. 2024, its outcome supervision);
-REINFORCE++ (Hu et al. 2025), whose baseline is the mean of the whole batch."""
+"""PPO with a critic over what the group earned; RLOO (Ahmadian et al. 2024, but for the KL, which they take from an episode's
+reward); GRPO (Shao et al. 2024, its outcome supervision); REINFORCE++ (Hu et al. 2025), whose baseline is the whole batch."""

@@ -220,7 +220,7 @@ def ppo_policy_loss(
         surrogate = surrogate * weights_N
     with torch.no_grad():
         clipped = ((ratio < low) | (ratio > high)).float().sum() / total
-        approx_kl = k3_kl(logprobs_N, old_logprobs_N).sum() / total
+        approx_kl = k3_kl(old_logprobs_N, logprobs_N).sum() / total  # the old policy sampled them
     return -surrogate.sum() / total, {"clip_fraction": clipped, "approx_kl": approx_kl, "ratio": ratio.detach().sum() / total}
 
 

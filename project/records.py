@@ -459,7 +459,7 @@ class Episode:
     answer: str | None = None
     queries: tuple[str, ...] = ()
     found: tuple[tuple[str, ...], ...] = ()
-    """Ids of the passages that each query was shown; an episode may end before its last queries are asked."""
+    """Ids of the passages that each turn's search showed, '' for one without; an episode may end before its last search."""
     malformed: int = 0
     """Turns from which neither a search nor an answer could be read."""
     error: str = ""
@@ -468,7 +468,7 @@ class Episode:
     @property
     def retrieved(self) -> tuple[str, ...]:
         """Ids of all passages that the agent was shown, in order, without repeats."""
-        return tuple(dict.fromkeys(ident for shown in self.found for ident in shown))
+        return tuple(dict.fromkeys(ident for shown in self.found for ident in shown if ident))
 
     def to_conversation(self, tools: Sequence[Row] = ()) -> Conversation:
         """Return the episode as a conversation, for people and for training."""

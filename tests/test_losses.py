@@ -268,6 +268,15 @@ def test_clip_higher_and_dual_clip_cases(ratio, advantage, surrogate, gradient, 
     assert bool(metrics["clip_fraction"]) == is_clipped
 
 
+def test_the_kl_of_a_step_is_the_old_policys_from_the_new():
+    # sampled from the old policy: mean of r - 1 - log r. One token of three that lost most of its probability weighs little.
+    old = torch.log(torch.tensor([0.5, 0.5, 0.5]))
+    new = torch.log(torch.tensor([0.5, 1.0, 0.0005]))
+    _, metrics = ppo_policy_loss(new, old, torch.zeros(3), 3)
+    expected = ((2 - 1 - math.log(2)) + (0.001 - 1 - math.log(0.001))) / 3
+    assert float(metrics["approx_kl"]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_length_weights_by_hand():
     # two episodes of 3 and 1 tokens; the second token of the first counts double
     weights, episodes = torch.tensor([1.0, 2.0, 1.0, 1.0]), torch.tensor([7, 7, 7, 9])

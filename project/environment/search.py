@@ -119,7 +119,7 @@ class SearchEnvironment:
             self.finish = FinishReason.TOOL_ERROR
             return []
         found = [self._fit(documents, len(found)) for documents in found]
-        self.found += [tuple(document.id for document in documents if document.id) for documents in found]
+        self.found.append(tuple(document.id for documents in found for document in documents))
         return self.dialect.results(found, action)
 
     def _fit(self, documents: list[Document], queries: int) -> list[Document]:

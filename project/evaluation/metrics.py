@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from project.answers import cover_exact_match, exact_match, token_f1
-from project.dialects import SEARCH_TOKEN
 from project.records import Episode, FinishReason
-from project.rewards.terms import evidence_recall
+from project.rewards.terms import did_search, evidence_recall
 
 RESAMPLES = 2000
 Z = 1.959964
@@ -43,12 +42,6 @@ def score_episode(episode: Episode, reward: Callable[[Episode], dict[str, float]
         "generated_tokens": float(sum(len(turn.ids) for turn in episode.turns)),
     }
     return scores | {f"finish_{reason}": float(episode.finish is reason) for reason in FinishReason}
-
-
-def did_search(episode: Episode) -> bool:
-    """Return whether the agent searched, or decided to."""
-    turns = (message.content for message in episode.messages if message.role == "assistant")
-    return bool(episode.queries) or any(SEARCH_TOKEN in turn for turn in turns)
 
 
 def is_share(metric: str) -> bool:

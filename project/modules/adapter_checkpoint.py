@@ -28,6 +28,7 @@ PINNED = {
     "optimizer": "optimizer_name",
     "precision": "precision_name",
     "lora": "lora",
+    "ppo.estimator": "estimator_name",
 }
 """What training must go on with: its name in a config, and in the module."""
 

@@ -78,6 +78,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
     """Updates done, int64; a buffer, so that a checkpoint holds it."""
     kl_scale: Tensor
     """What steering has made of `kl_coef`, as a factor."""
+    critic_fits: Tensor
+    """Updates that trained the critic, int64."""
+    flat: Tensor
+    """Updates in a row that trained nothing, int64."""
 
     def __init__(
         self,
@@ -105,12 +109,12 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """
         super().__init__(**agent)
         self.automatic_optimization = False
-        self.ppo, self.estimator = ppo, ESTIMATORS[ppo.estimator]
+        self.ppo, self.estimator, self.estimator_name = ppo, ESTIMATORS[ppo.estimator], ppo.estimator
+        self.kl_in, self.length_norm = ppo.kl_in or self.estimator.kl_in, ppo.length_norm or self.estimator.length_norm
         self.lora, self.precision_name = lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
         self.export_dir, self.seed = export_dir, seed
         self._moved = False
-        self._flat = 0
         if lora is None and ppo.kl_coef:
             raise InputError(
                 f"ppo.kl_coef={ppo.kl_coef} needs a reference, which is the model without its adapter; give lora, or kl_coef: 0"
@@ -121,6 +125,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self.critic: Critic | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("kl_scale", torch.ones(()))
+        self.register_buffer("critic_fits", torch.zeros((), dtype=torch.long))
+        self.register_buffer("flat", torch.zeros((), dtype=torch.long))
 
     # --- lifetimes ---------------------------------------------------------------------------------------------------
 
@@ -164,6 +170,15 @@ class PPO(AdapterCheckpoint, SearchAgent):
             self._engine.sync(self.policy.merged_weights())
 
     on_validation_start = on_predict_start = on_test_start
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take a checkpoint of another estimator too, for all but going on: the critic is for training only."""
+        super().on_load_checkpoint(checkpoint)
+        trainer = self._own_trainer()
+        if trainer is None or trainer.state.fn != "fit":
+            own = {name: value for name, value in self.state_dict().items() if name.startswith("critic.")}
+            held = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("critic.")}
+            checkpoint["state_dict"] = held | own
 
     # --- one update --------------------------------------------------------------------------------------------------
 
@@ -209,12 +224,15 @@ class PPO(AdapterCheckpoint, SearchAgent):
         names = [episode.question.id for episode in episodes]
         rewards_E = torch.tensor(rewards)
         groups_E = torch.tensor([names.index(name) for name in names]) if self.estimator.by_group else torch.zeros(len(names))
+        paid_E = self.estimator.baseline(rewards_E, groups_E)
         differ = leave_one_out(rewards_E, groups_E).abs() > SAME_REWARD
-        telling = {int(group) for group in groups_E[differ]}
-        self._flat = 0 if telling else self._flat + 1
-        if self._flat == self.ppo.flat_updates:
+        if self.estimator.by_group:
+            differ = differ & (paid_E.abs() > SAME_REWARD)  # an episode alone may differ from the others, and be paid nothing
+        telling = {int(group) for group in groups_E[differ]} if len(episodes) > 1 else set()
+        self.flat.add_(1).mul_(not telling)
+        if int(self.flat) == self.ppo.flat_updates:
             self._stop(sum(rewards) / len(rewards))
-        paid = self.estimator.baseline(rewards_E, groups_E).tolist()
+        paid = paid_E.tolist()
         spans = self.ppo.span_weights
         weigh = partial(self.renderer.turn_weights, weights=spans) if spans else None
         numbered = enumerate(zip(episodes, paid, groups_E.tolist(), strict=True))
@@ -222,7 +240,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     def _stop(self, reward: float) -> None:
         """End the run, which learns nothing any more: well if it ever did, its model exported, else with an error."""
-        said = f"for {self._flat} updates the episodes of each question have earned the same, {reward:.3g} on average now"
+        said = f"for {int(self.flat)} updates the episodes of each question have earned the same, {reward:.3g} on average now"
         if not self.trainer.global_step:
             raise TrainingError(f"{said}; start from a model that is sometimes right, or raise ppo.episodes_per_question")
         logger.warning("%s: the run ends", said)
@@ -231,16 +249,18 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def _train(self, micro: list[Batch]) -> None:
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
         steps: list[dict[str, Tensor]] = []
-        for epoch in range(self.ppo.inner_epochs if int(self.updates) >= self.ppo.critic_warmup else 0):
-            steps += self._inner_epoch(micro, epoch)
-            if self.ppo.kl_stop is not None and float(steps[-1]["approx_kl"]) > self.ppo.kl_stop:
-                break
+        if self.critic is None or int(self.critic_fits) >= self.ppo.critic_warmup:
+            for part in (part for epoch in range(self.ppo.inner_epochs) for part in self._dealt(micro, epoch)):
+                steps.append(self._optimizer_step(part))
+                if self.ppo.kl_stop is not None and float(steps[-1]["approx_kl"]) > self.ppo.kl_stop:
+                    break
         if steps:
             self.log_dict({f"ppo/{name}": sum(step[name] for step in steps) / len(steps) for name in steps[0]})
             self.log("ppo/steps", len(steps))
         if self.critic is not None:
             self._fit_critic(micro)
-        if self.ppo.kl_target is not None:
+            self.critic_fits.add_(1)
+        if steps and self.ppo.kl_target is not None:
             self._steer_kl(float(torch.cat([b["kl"] for b in micro]).mean()), self.ppo.kl_target)
 
     def _steer_kl(self, kl: float, target: float) -> None:
@@ -277,8 +297,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         values = torch.zeros_like(logprobs) if self.critic is None else self.critic(hidden)
         with self.policy.reference():
             reference, _, _ = self._forward(batch)
-        kl = (k1_kl if self.ppo.kl_estimate == "k1" else k3_kl)(logprobs, reference)
-        penalty = self.kl_coef * kl if self.ppo.kl_in == "reward" else torch.zeros_like(kl)
+        kl = k1_kl(logprobs, reference)
+        penalty = self.kl_coef * kl if self.kl_in == "reward" else torch.zeros_like(kl)
         lam = self.ppo.lam if self.estimator.critic else 1.0
         counts = [int(trained.sum()) for trained in batch["trained"].split(batch["lengths"])]
         found = []
@@ -291,7 +311,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
             "old_logprobs": logprobs,
             "old_values": values,
             "reference": reference,
-            "hidden": hidden,
+            "hidden": hidden if self.critic is not None else None,
             "entropy": entropy,
             "kl": kl,
             "engine_gap": (logprobs - behaviour).abs(),
@@ -322,8 +342,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
         return policy(batch["input_ids"], batch["lengths"], scored)  # type: ignore[no-any-return]
 
-    def _inner_epoch(self, micro: list[Batch], epoch: int) -> list[dict[str, Tensor]]:
-        """Take optimizer steps over all micro-batches, dealt to them by (seed, update, epoch), and return their metrics.
+    def _dealt(self, micro: list[Batch], epoch: int) -> list[list[Batch]]:
+        """Return the micro-batches of each of an epoch's optimizer steps, dealt by (seed, update, epoch).
 
         The longest of a step comes first, so that the heap grows once. All steps get the same number of micro-batches, give
         or take one: Adam would give a small rest the weight of a whole step.
@@ -331,7 +351,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         order = torch.randperm(len(micro), generator=self._generator(epoch))
         steps = max(1, round(len(micro) * self.ppo.micro_episodes / self.ppo.minibatch_episodes))
         parts = order.tensor_split(min(steps, len(micro)))
-        return [self._optimizer_step([micro[i] for i in sorted(part.tolist())]) for part in parts]
+        return [[micro[i] for i in sorted(part.tolist())] for part in parts]
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))
@@ -341,7 +361,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         optimizer.zero_grad()
         total = sum(len(b["advantages"]) for b in micro)
         kinds, episodes = (torch.cat([b[name] for b in micro]) for name in ("token_weights", "token_episodes"))
-        weights = length_weights(kinds, episodes, self.ppo.length_norm, self.ppo.length_tokens)
+        weights = length_weights(kinds, episodes, self.length_norm, self.ppo.length_tokens)
         metrics: dict[str, Tensor] = {}
         for batch, weights_N in zip(micro, weights.split([len(b["advantages"]) for b in micro]), strict=True):
             loss, found = self._loss(batch, weights_N, total)
@@ -367,7 +387,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
             logprobs, old, batch["advantages"], total, ppo.clip, weighed, ppo.clip_high, ppo.dual_clip
         )
         found["policy_loss"] = loss
-        if ppo.kl_in == "loss":
+        if self.kl_in == "loss" and ppo.kl_coef:
             loss = loss + self.kl_coef * (weights_N * k3_kl(logprobs, batch["reference"])).sum() / total
         if ppo.entropy_coef:
             loss = loss - ppo.entropy_coef * (weights_N * entropy).sum() / total

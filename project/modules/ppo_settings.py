@@ -12,6 +12,7 @@ from project.losses import LengthNorm
 
 SAMPLED = ("decision", "think", "search", "answer", "summary", "text", "result", "end")
 """Kinds that a policy can write: a result among them is one that it made up."""
+POSITIVE = ("temperature", "clip", "clip_high", "kl_target", "kl_stop", "importance_cap", "max_grad_norm", "value_clip")
 COUNTS = (
     "episodes_per_question",
     "inner_epochs",
@@ -43,22 +44,22 @@ class PPOSettings:
     """Of the ratio above 1 (clip-higher)."""
     dual_clip: float | None = None
     """Largest ratio that pushes a bad action down; off by default, 3 in its paper."""
-    length_norm: LengthNorm = "token"
-    """How long episodes count: token (by their tokens), episode (all alike), constant (tokens over `length_tokens`)."""
+    length_norm: LengthNorm | None = None
+    """How long episodes count: token (by their tokens), episode (all alike), constant (tokens over `length_tokens`); by default
+    as the estimator's paper has it."""
     length_tokens: int = 512
     """Tokens of an episode that `constant` divides by."""
     span_weights: dict[str, float] = field(default_factory=dict)
     """What sampled tokens count by their kind (decision, think, search, answer, summary, text, end); others count 1."""
     kl_coef: float = 0.02
     """Of the KL to the reference."""
-    kl_in: Literal["reward", "loss"] = "reward"
-    """Whether it is taken from the reward of each token, or added to the loss."""
-    kl_estimate: Literal["k1", "k3"] = "k1"
-    """Schulman's estimate of it; the loss needs k3, as k1's gradient is 0 on average."""
+    kl_in: Literal["reward", "loss"] | None = None
+    """Whether it is taken from the reward of each token (by Schulman's estimate k1, as k3 hardly pulls there) or added to the loss
+    (by k3, as k1 has a gradient of 0 on average there); by default as the estimator's paper has it."""
     kl_target: float | None = None
     """Nats a token that `kl_coef` is steered to (Ziegler et al. 2019, section 2.2); None leaves it as it is."""
     kl_stop: float | None = None
-    """Nats a token from the policy at the start of the update beyond which its inner epochs end."""
+    """Nats a token from the policy at the start of the update; the step that finds it further away is the update's last."""
     entropy_coef: float = 0.0
     """Of the entropy bonus in the loss."""
     gamma: float = 1.0
@@ -85,12 +86,25 @@ class PPOSettings:
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise InputError(f"ppo.{name}={getattr(self, name)} must be at least 1")
-        if self.kl_in == "loss" and self.kl_estimate == "k1":
-            raise InputError("ppo.kl_in=loss with kl_estimate=k1 has a gradient of 0 on average; give ppo.kl_estimate k3")
-        if self.estimator in ("grpo", "rloo") and self.episodes_per_question < 2:
-            raise InputError(
-                f"ppo.estimator={self.estimator} compares episodes of a question; raise ppo.episodes_per_question to 2"
-            )
+        for name in POSITIVE:
+            if (value := getattr(self, name)) is not None and not 0 < value < inf:
+                raise InputError(f"ppo.{name}={value} must be above 0")
+        for name in ("kl_coef", "entropy_coef", "critic_warmup"):
+            if not 0 <= getattr(self, name) < inf:
+                raise InputError(f"ppo.{name}={getattr(self, name)} must be 0 or more")
+        if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise InputError(f"ppo.gamma={self.gamma}, lam={self.lam} must be from 0 to 1")
+        if self.kl_target is not None and not self.kl_coef:
+            raise InputError(f"ppo.kl_target={self.kl_target} steers kl_coef, which is 0; give a ppo.kl_coef to start from")
+        if self.estimator in ("grpo", "rloo"):
+            if self.episodes_per_question < 2:
+                raise InputError(
+                    f"ppo.estimator={self.estimator} compares episodes of a question; give 2 ppo.episodes_per_question"
+                )
+            if self.kl_in == "reward":
+                raise InputError(
+                    f"ppo.kl_in=reward has no baseline in {self.estimator}, which has no critic; give ppo.kl_in loss"
+                )
         if self.critic_warmup and not ESTIMATORS[self.estimator].critic:
             raise InputError(f"ppo.critic_warmup={self.critic_warmup}, and {self.estimator} has no critic; leave it out")
         if self.dual_clip is not None and self.dual_clip <= 1:

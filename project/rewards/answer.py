@@ -1,8 +1,8 @@
-"""The reward: a correct answer, and shaping that is paid only with it.
+"""The reward: a correct answer, and shaping that is paid in proportion to how right it is.
 
 total = correctness x (1 + bonuses - costs). Correctness mixes exact match, F1 and a cover match that long answers dilute; the
-bonuses and costs are weights of the terms in `terms.py`. Without a correct answer every term is 0, so no transcript without one
-can earn anything (trap 5: shaping that paid for format alone made a predecessor's policy collapse).
+bonuses and costs are weights of the terms in `terms.py`. Where no word of the answer is right every term is 0, so that no
+transcript earns by its form (trap 5: shaping that paid for format alone made a predecessor's policy collapse).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class AnswerReward:
     """Correctness with gated shaping, in [0, 1 + the bonuses]; a near miss never earns as much as a right answer."""
 
     f1_share: float = 0.2
-    """Share of F1 in the correctness, which makes near misses differ; what the shares leave is exact match."""
+    """Share of F1 in the correctness, which makes near misses differ; what the shares leave is exact match. An estimator that
+    divides by the group's deviation (grpo) makes the smallest difference whole: 0 suits it better."""
     cover_share: float = 0.0
     """Share of a gold answer's length in an answer that holds it."""
     evidence_bonus: float = 0.1
@@ -37,11 +38,11 @@ class AnswerReward:
     format_bonus: float = 0.0
     """Paid if every turn could be read, one answer was given, and no search result was made up."""
     decision_bonus: float = 0.0
-    """Paid for a search where one is needed, and for none where it is not."""
+    """Paid for a search of use where one is needed, and for none where it is not."""
     retry_bonus: float = 0.0
-    """Paid in proportion to the poor results that were followed by another search; whole where none was poor."""
+    """Paid in proportion to the poor results after which a later search found something; whole where none was poor."""
     diversity_bonus: float = 0.0
-    """Paid in proportion to how queries differ from the one before; whole for one query or none."""
+    """Paid in proportion to how the two likest queries differ; whole for one query or none."""
     search_cost: float = 0.05
     """Taken for each search beyond the number of evidence passages."""
     repeat_cost: float = 0.0

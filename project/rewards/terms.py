@@ -1,18 +1,19 @@
 """What a reward is made of: each a pure function of an episode, from 0 to 1.
 
-How an agent searched is measured so that more searches, or a poor one on purpose, never raise a term: all that can be had
-is had without them, and only lost.
+A search that finds nothing of use never raises a term: `retry` and `diversity` are whole without any search and can only be
+lost, `decision` asks for evidence where that is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations
 
 from project.answers import cover_exact_match, normalise_answer
-from project.dialects import assistant_spans
+from project.dialects import SEARCH_TOKEN, assistant_spans
 from project.records import Episode, FinishReason, SpanKind
 
+RESULT_TAGS = ("<information>", "<tool_response>")
 SAME_QUERY = 0.8
 """Likeness from which a query says what another one said."""
 
@@ -33,10 +34,12 @@ def evidence_recall(episode: Episode) -> float:
 
 
 def in_form(episode: Episode) -> float:
-    """Return 1 if every turn could be read, one answer was given, and the agent wrote no search result of its own."""
-    kinds = [kind for turn in agent_turns(episode) for _, _, kind in assistant_spans(turn)]
-    ended = episode.finish is FinishReason.ANSWER and not episode.malformed
-    return float(ended and kinds.count(SpanKind.ANSWER) == 1 and SpanKind.RESULT not in kinds)
+    """Return 1 if every turn was ended and could be read, one answer was given, and the agent wrote no search result itself."""
+    turns = agent_turns(episode)
+    answers = [kind for turn in turns for _, _, kind in assistant_spans(turn)].count(SpanKind.ANSWER)
+    made_up = any(tag in turn for turn in turns for tag in RESULT_TAGS)
+    ended = episode.finish is FinishReason.ANSWER and all(turn.ended for turn in episode.turns)
+    return float(ended and not episode.malformed and answers == 1 and not made_up)
 
 
 def agent_turns(episode: Episode) -> list[str]:
@@ -44,33 +47,45 @@ def agent_turns(episode: Episode) -> list[str]:
     return [message.content for message in episode.messages if message.role == "assistant"]
 
 
+def did_search(episode: Episode) -> bool:
+    """Return whether the agent searched, or decided to."""
+    return bool(episode.queries) or any(SEARCH_TOKEN in turn for turn in agent_turns(episode))
+
+
 def right_decision(episode: Episode) -> float:
-    """Return 1 if the agent searched where it is needed, or did not where it is not; 1 where that is not known."""
-    needed = episode.question.needs_search
-    return float(needed is None or bool(episode.queries) == needed)
+    """Return 1 if the agent did not search where that is not needed, or did where it is, for something of use; 1 if not known.
+
+    Of use is what shows some of the evidence, where that is known: else a search for nothing would be paid.
+    """
+    question = episode.question
+    if question.needs_search is None:
+        return 1.0
+    searched = did_search(episode) and (not question.needs_search or not question.evidence or evidence_recall(episode) > 0)
+    return float(searched == question.needs_search)
 
 
 def retried(episode: Episode) -> float:
-    """Return the share of poor results after which the agent searched for something else; 1 where no result was poor.
+    """Return the share of poor results after which a later search found something; 1 where no result was poor.
 
-    A result is poor that shows no gold evidence that was not shown before, while some is missing. Where no evidence is known,
-    one without any passage is.
+    A result is poor that shows no gold evidence that was not shown before, while some is missing; where no evidence is known,
+    one without any passage is. A turn's searches have one result: its queries were written before any of it was seen.
     """
-    missing, poor, heeded = set(episode.question.evidence), 0, 0
-    for number, shown in enumerate(episode.found):
-        is_poor = not missing & {*shown} if episode.question.evidence else not shown
-        if is_poor and (missing or not episode.question.evidence):
-            poor += 1
-            later = episode.queries[number + 1 : number + 2]
-            heeded += bool(later) and likeness(episode.queries[number], later[0]) < SAME_QUERY
-        missing -= {*shown}
-    return heeded / poor if poor else 1.0
+    gold = set(episode.question.evidence)
+    missing, poor, waiting, mended = set(gold), 0, 0, 0
+    for shown in episode.found:
+        if gold and not missing:
+            break
+        if missing & {*shown} if gold else shown:
+            mended, waiting = mended + waiting, 0
+            missing -= {*shown}
+        else:
+            poor, waiting = poor + 1, waiting + 1
+    return mended / poor if poor else 1.0
 
 
 def diversity(episode: Episode) -> float:
-    """Return 1 less the mean likeness of each query to the one before; 1 for one query or none."""
-    pairs = [1 - likeness(one, other) for one, other in pairwise(episode.queries)]
-    return sum(pairs) / len(pairs) if pairs else 1.0
+    """Return 1 less the largest likeness of a query to one before it; 1 for one query or none."""
+    return 1 - max((likeness(one, other) for one, other in combinations(episode.queries, 2)), default=0.0)
 
 
 def extra_searches(episode: Episode) -> int:

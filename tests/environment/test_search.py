@@ -71,7 +71,7 @@ def test_all_queries_of_a_turn_are_one_request():
     environment = make(tool)
     step(environment, Action(queries=("a", "b")))
     assert tool.asked == [["a", "b"]]
-    assert environment.found == [("hg",), ("hg", "au")]  # one for each query
+    assert environment.found == [("hg", "hg", "au")]
 
 
 def test_what_the_agent_wrote_is_kept_to_the_letter():
@@ -144,7 +144,7 @@ def test_queries_of_a_turn_share_the_room_and_the_first_document_always_stays():
     environment = make(Dictionary({"a": documents, "b": documents}), result_chars=60)
     (result,) = step(environment, Action(queries=("a", "b")))
     assert result.content.count("x" * 40) == 2  # 30 characters a query: one document each
-    assert environment.found == [("0",), ("0",)]
+    assert environment.found == [("0", "0")]
 
 
 def test_a_passage_cannot_speak_as_the_agent():

@@ -242,8 +242,9 @@ def test_the_policy_learns_what_pays(folder, server, questions, tmp_path):
 
 VARIANTS = {
     "rloo": {"estimator": "rloo"},
-    "grpo": {"estimator": "grpo", "kl_in": "loss", "kl_estimate": "k3", "kl_coef": 0.01, "length_norm": "episode"},
+    "grpo": {"estimator": "grpo", "kl_coef": 0.01},
     "reinforce++": {"estimator": "reinforce++", "kl_coef": 0.01},
+    "loss": {"kl_in": "loss", "length_norm": "episode"},
     "dr. grpo": {"estimator": "rloo", "length_norm": "constant", "length_tokens": 40},
     "dapo": {"estimator": "grpo", "clip_high": 0.28, "kl_coef": 0.0, "inner_epochs": 2},
     "all at once": {
@@ -261,7 +262,7 @@ VARIANTS = {
 def test_every_estimator_and_loss_learns_what_pays(folder, server, questions, tmp_path, name):
     module = make(folder, url=server.url, learning_rate=1e-2, ppo=VARIANTS[name])
     trainer = fit(module, questions, tmp_path, max_epochs=2)
-    assert (module.critic is None) == (module.estimator.critic is False) == (name != "all at once")
+    assert (module.critic is None) == (not module.estimator.critic) == (name not in ("all at once", "loss"))
     assert len(trainer.optimizers) == (2 if module.critic else 1)
     fresh, gains = Script(str(folder)), {True: [], False: []}
     for episode in module.all_episodes[0]:
@@ -291,6 +292,16 @@ def test_what_each_estimator_pays_an_episode(folder):
     assert paid["reinforce++"] == {0: 1, 1: 0, 2: 1, 3: 1}
     module = make(folder, url="http://127.0.0.1:1", ppo={"estimator": "reinforce++"})
     assert module._telling_rows(episodes, [0.5] * 4) == []  # nothing differs
+    assert module._telling_rows(episodes[:1], [1.0]) == []  # nor is there anything to compare with
+    assert int(module.flat) == 2
+    # what failures leave alone of a group is measured against the others, where the baseline can
+    alone = [episodes[0], *episodes[2:]]
+    found = {}
+    for name in ("rloo", "grpo"):
+        module = make(folder, url="http://127.0.0.1:1", ppo={"estimator": name})
+        found[name] = {row.episode: row.reward for row in module._telling_rows(alone, [1.0, 0.0, 0.0])}
+    assert found == {"rloo": {0: 1.0}, "grpo": {}}
+    assert int(module.flat) == 1
 
 
 def test_trap_02_tokens_count_by_their_kind(folder, server, questions, tmp_path):
@@ -320,15 +331,22 @@ def test_the_critic_warms_up_before_the_policy_moves(folder, server, questions, 
     trainer = fit(module, questions, tmp_path, max_epochs=1)
     assert (int(module.updates), trainer.global_step) == (2, 0)
     assert all(torch.equal(p, before[n]) for n, p in module.policy.named_parameters())
-    assert len(module.of("ppo/value_loss")) == 2
+    assert len(module.of("ppo/value_loss")) == int(module.critic_fits) == 2
     fit(module, questions, tmp_path, steps=1)
     assert module.of("ppo/steps") == [1]
+
+
+def test_an_update_that_trains_nothing_is_no_warm_up(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, ppo={"critic_warmup": 2, "kl_target": 0.01}, reward=lambda episode: {"total": 1.0})
+    fit(module, questions, tmp_path, max_epochs=1)
+    assert (int(module.updates), int(module.critic_fits), int(module.flat)) == (2, 0, 2)
+    assert float(module.kl_scale) == 1  # nothing moved that could be steered
 
 
 def test_inner_epochs_end_where_the_policy_has_moved_far_enough(folder, server, questions, tmp_path):
     module = make(folder, url=server.url, ppo={"inner_epochs": 8, "kl_stop": 0.001}, learning_rate=3e-2)
     fit(module, questions, tmp_path, max_epochs=1)
-    assert all(2 <= steps < 8 for steps in module.of("ppo/steps"))  # the first step begins at 0
+    assert all(2 <= steps < 8 for steps in module.of("ppo/steps"))  # the first finds the policy where it was
 
 
 def test_the_kl_coefficient_is_steered(folder):
@@ -345,7 +363,13 @@ def test_the_kl_coefficient_is_steered(folder):
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ({"kl_in": "loss"}, "kl_in=loss with kl_estimate=k1 has a gradient of 0"),
+        ({"estimator": "grpo", "kl_in": "reward"}, "kl_in=reward has no baseline in grpo"),
+        ({"kl_target": 0.0}, "kl_target=0.0 must be above 0"),
+        ({"kl_target": 0.1, "kl_coef": 0.0}, "kl_target=0.1 steers kl_coef, which is 0"),
+        ({"entropy_coef": -0.1}, "entropy_coef=-0.1 must be 0 or more"),
+        ({"clip_high": -0.5}, "clip_high=-0.5 must be above 0"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"gamma": 1.5}, "gamma=1.5"),
         ({"estimator": "grpo", "episodes_per_question": 1}, "estimator=grpo compares episodes of a question"),
         ({"estimator": "rloo", "critic_warmup": 3}, "critic_warmup=3, and rloo has no critic"),
         ({"dual_clip": 1.0}, "dual_clip=1.0 must be above 1"),
@@ -432,9 +456,8 @@ def test_inner_epochs_and_minibatches_take_several_steps(folder, server, questio
 def test_optimizer_steps_are_even_and_take_the_longest_first(folder):
     module = make(folder, url="http://127.0.0.1:1", ppo={"micro_episodes": 2, "minibatch_episodes": 16})
     steps = []
-    module._optimizer_step = lambda micro: steps.append(micro) or {}
     for count in (10, 8, 1, 13):  # of 2 episodes: 20, 16, 2 and 26 of them
-        module._inner_epoch([{"number": i} for i in range(count)], 0)
+        steps += module._dealt([{"number": i} for i in range(count)], 0)
     numbers = [[batch["number"] for batch in step] for step in steps]
     assert [len(step) for step in numbers] == [10, 8, 1, 7, 6]  # not 8 and 2, nor 8 and 5
     assert all(step == sorted(step) for step in numbers)
@@ -553,8 +576,24 @@ def test_a_resumed_run_ends_with_the_same_parameters(folder, server, questions, 
     twice = run("twice", str(tmp_path / "once" / "step=4.ckpt"), **passes)
     assert all(torch.equal(twice[name], weight) for name, weight in whole.items())
     kept = torch.load(tmp_path / "whole" / "step=1.ckpt", weights_only=False)["state_dict"]
-    assert {name.split(".")[0] for name in kept} == {"policy", "critic", "updates", "kl_scale"}
+    assert {name.split(".")[0] for name in kept} == {"policy", "critic", "updates", "kl_scale", "critic_fits", "flat"}
     assert all("lora_" in name or "trainable_tokens" in name for name in kept if name.startswith("policy."))
+
+
+def test_a_checkpoint_of_another_estimator_is_tested_and_not_trained_on(folder, server, questions, tmp_path):
+    saved = tmp_path / "saved.ckpt"
+    module = make(folder, url=server.url)
+    fit(module, questions, tmp_path, steps=1).save_checkpoint(saved)
+    checkpoint = torch.load(saved, weights_only=True)
+    other = make(folder, url=server.url, ppo={"estimator": "grpo"})
+    other.configure_model()
+    other.on_load_checkpoint(checkpoint)
+    other.load_state_dict(checkpoint["state_dict"])
+    assert all(torch.equal(p, dict(module.policy.named_parameters())[n]) for n, p in other.policy.named_parameters())
+    with pytest.raises(InputError, match="estimator=grpo, and the training in the checkpoint goes on with gae"):
+        Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, max_steps=2).fit(
+            make(folder, url=server.url, ppo={"estimator": "grpo"}), QuestionDataModule(questions), ckpt_path=saved
+        )
 
 
 def test_what_is_tested_is_the_checkpoint(folder):

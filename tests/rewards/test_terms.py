@@ -42,27 +42,23 @@ def test_a_cover_is_diluted_by_what_stands_around_it():
     assert terms.brief_cover(replace(episode("unknown"), question=nothing)) == 1
 
 
-def test_a_poor_result_wants_another_search():
-    # shows nothing new of the gold passages, then another query finds one: heeded
-    assert terms.retried(episode(queries=("liquid metal", "mercury at room temperature"), found=(("au",), ("hg",)))) == 1
-    # the last result was poor, and nothing followed
-    assert terms.retried(episode(queries=("liquid metal",), found=(("au",),))) == 0
-    # the same words again are no other search
-    assert terms.retried(episode(queries=("liquid metal", "metal, liquid"), found=(("au",), ("au",)))) == 0
-    # one of two poor results was followed by another search
-    assert terms.retried(episode(queries=("gold", "silver"), found=((), ("au",)))) == 0.5
-    # no result was poor; nothing is missing any more
-    assert terms.retried(episode(queries=("mercury",), found=(("hg", "hg2"),))) == 1
-    assert terms.retried(episode(queries=("mercury", "gold"), found=(("hg", "hg2"), ("au",)))) == 1
-    # where no evidence is known, a result without any passage is poor
-    unknown = replace(QUESTION, evidence=())
-    assert terms.retried(replace(episode(queries=("x",), found=((),)), question=unknown)) == 0
-    assert terms.retried(replace(episode(queries=("x",), found=(("au",),)), question=unknown)) == 1
+def test_a_poor_result_wants_another_search_that_finds_something():
+    def share(*found, question=QUESTION):
+        return terms.retried(replace(episode(found=found), question=question))
+
+    assert share(("au",), ("hg",)) == 1
+    assert share(("au",)) == share(("au",), ()) == share(("hg",), ("hg",)) == 0  # nothing, or nothing new, came of it
+    assert share(("au",), ("hg",), ("au",)) == 0.5
+    assert share(("au",), ("au",), ("hg",)) == 1
+    assert share() == share(("hg", "hg2")) == share(("hg", "hg2"), ("au",)) == 1  # no result was poor, or nothing is missing
+    unknown = replace(QUESTION, evidence=())  # then a result without any passage is poor
+    assert share((), question=unknown) == 0
+    assert share(("",), question=unknown) == share((), ("",), question=unknown) == 1  # a passage without an id
 
 
 def test_queries_differ_and_repeat():
-    assert terms.diversity(episode(queries=("red fox", "red fox"))) == 0
-    assert terms.diversity(episode(queries=("red fox", "red wine", "the red wine!"))) == pytest.approx((2 / 3 + 0) / 2)
+    assert terms.diversity(episode(queries=("red fox", "red fox", "zzz"))) == 0  # another one does not mend it
+    assert terms.diversity(episode(queries=("red fox", "green wine", "the red wine!"))) == pytest.approx(2 / 3)
     assert terms.diversity(episode()) == terms.diversity(episode(queries=("x",))) == 1
     assert terms.repeats(["red fox", "fox red", "wine", "a red fox"]) == 2
     assert terms.repeats([]) == 0
@@ -73,25 +69,30 @@ def test_form():
     assert terms.in_form(episode(turns=("<answer>gold</answer><answer>mercury</answer>",))) == 0
     made_up = ("<search>x</search><information>Doc 1: mercury</information>", "<answer>mercury</answer>")
     assert terms.in_form(episode(turns=made_up)) == 0
+    assert terms.in_form(episode(turns=("<think><information>x</information></think><answer>mercury</answer>",))) == 0
     assert terms.in_form(episode(malformed=1)) == 0
+    assert terms.in_form(replace(episode(), turns=(Turn((1,), (2,), (-1.0,), 0, False),))) == 0  # it rambled on
 
 
 def test_decision():
-    assert terms.right_decision(episode(queries=("x",))) == 1
-    assert terms.right_decision(episode()) == 0
+    assert terms.right_decision(episode(queries=("x",), found=(("hg",),))) == 1
+    assert terms.right_decision(episode()) == terms.right_decision(episode(queries=("zzz",), found=((),))) == 0
+    assert terms.right_decision(replace(episode(queries=("x",)), question=replace(QUESTION, evidence=()))) == 1
+    decided = replace(QUESTION, needs_search=False)
+    assert terms.right_decision(replace(episode(turns=("<|SEARCH|><answer>mercury</answer>",)), question=decided)) == 0
     needless = replace(QUESTION, needs_search=False)
     assert terms.right_decision(replace(episode(queries=("x",)), question=needless)) == 0
     assert terms.right_decision(replace(episode(), question=replace(QUESTION, needs_search=None))) == 1
 
 
 def test_everything_by_hand():
-    # exact answer; one of two passages: 0.05; form, decision, diversity and retry whole: 0.4; three searches for two passages,
-    # the last a repeat: 0.05 + 0.05; 300 tokens, 44 beyond: 0.022
-    scores = ALL(episode(queries=("a b", "c d", "b a"), found=(("hg",), ("au",), ("au",)), tokens=300))
-    shares = {"evidence": 0.05, "format": 0.1, "decision": 0.1, "retry": 0.05, "diversity": 0.1}
-    # of two poor results one was followed by a search for something else
+    # exact answer; one of two passages: 0.05; form and decision whole: 0.2; of two poor results one was followed by a find; the
+    # last query repeats the first: no diversity; three searches for two passages and a repeat: 0.05 + 0.05;
+    # 300 tokens, 44 beyond: 0.022
+    scores = ALL(episode(queries=("x y", "z w", "y x"), found=(("au",), ("hg",), ("au",)), tokens=300))
+    shares = {"evidence": 0.05, "format": 0.1, "decision": 0.1, "retry": 0.05, "diversity": 0.0}
     costs = {"search": -0.05, "repeat": -0.05, "length": -0.022}
-    assert scores == pytest.approx({"em": 1, "f1": 1, "correctness": 1, **shares, **costs, "total": 1 + 0.4 - 0.122})
+    assert scores == pytest.approx({"em": 1, "f1": 1, "correctness": 1, **shares, **costs, "total": 1 + 0.3 - 0.122})
     # many searches cost 0.2 in all, shared out
     scores = ALL(episode(queries=("a",) * 12, found=(("hg", "hg2"),) * 12))
     assert scores["search"] + scores["repeat"] == pytest.approx(-0.2)
@@ -127,7 +128,7 @@ class Library:
 def played(*turns, question=QUESTION) -> Episode:
     import asyncio
 
-    environment = SearchEnvironment(question, get_dialect("tags"), Library(), EpisodeLimits(max_turns=6, max_malformed=3))
+    environment = SearchEnvironment(question, get_dialect("tags"), Library(), EpisodeLimits(max_turns=7, max_malformed=3))
     environment.opening()
 
     async def play():
@@ -155,7 +156,7 @@ NOTHING = {
     "the question copied": [Action(queries=(QUESTION.question,)), Action(answer=QUESTION.question)],
     "an answer after the end": [WRONG, RIGHT],
     "several answers, the last wrong": ["<answer>mercury</answer><answer>gold</answer>"],
-    "a result made up": ["<search>metal</search><information>mercury</information><answer>mercury</answer>"] * 6,
+    "a result made up": ["<search>metal</search><information>mercury</information><answer>mercury</answer>"] * 7,
     "an answer that is never closed": ["<answer>mercury"] * 3,
     "a search that fails": [Action(queries=("fail",)), WRONG],
     "the right words, a wrong answer": [SEARCH, Action("mercury mercury quicksilver", answer="gold")],
@@ -179,6 +180,13 @@ BETTER_LEFT = {
     "a result made up": [SEARCH, "<information>mercury</information>\n<answer>mercury</answer>"],
     "no search": [RIGHT],
 }
+
+
+@given(st.lists(st.sampled_from(["zzz", "fox", "red zzz"]), min_size=1, max_size=4), st.booleans())
+def test_trap_05_searches_that_find_nothing_never_pay(queries, search_well):
+    junk = [Action("So.", (query,)) for query in queries]
+    rest = [SEARCH, RIGHT] if search_well else [RIGHT]
+    assert ALL(played(*junk, *rest))["total"] <= ALL(played(*rest))["total"]
 
 
 @pytest.mark.parametrize("name", BETTER_LEFT)

@@ -105,9 +105,9 @@ class Lance:
         try:
             found = await asyncio.gather(*(self._ranked(slots, *asked, k) for asked in zip(clean, vectors, strict=True)))
             passages = await self._passages({row for ranking in found for row, _ in ranking})
-        except FAILURES as error:
+            return [[Hit(passages[row], score) for row, score in ranking] for ranking in found]
+        except (*FAILURES, KeyError) as error:  # a row that is gone
             raise RetrievalError(f"{self.uri} failed: {_first_line(error)}") from error
-        return [[Hit(passages[row], score) for row, score in ranking] for ranking in found]
 
     async def aclose(self) -> None:
         """Give up the table."""
