@@ -54,8 +54,8 @@ class PPOSettings:
     kl_coef: float = 0.02
     """Of the KL to the reference."""
     kl_in: Literal["reward", "loss"] | None = None
-    """Whether it is taken from the reward of each token (by Schulman's estimate k1, as k3 hardly pulls there) or added to the loss
-    (by k3, as k1 has a gradient of 0 on average there); by default as the estimator's paper has it."""
+    """Whether it is taken from the reward of each token (by Schulman's estimate k1, as k3 hardly pulls there) or added to the
+    loss (by k3, as k1 has a gradient of 0 on average there); by default as the estimator's paper has it."""
     kl_target: float | None = None
     """Nats a token that `kl_coef` is steered to (Ziegler et al. 2019, section 2.2); None leaves it as it is."""
     kl_stop: float | None = None
