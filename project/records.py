@@ -446,6 +446,8 @@ class Turn:
     """Policy version: the number of weight syncs the engine had seen."""
     ended: bool
     """False where the turn was cut by its token limit."""
+    fresh: bool = False
+    """True where a context begins: `context_ids` is a whole prompt. The first turn's, and the one's after a fold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from project.advantages import gae, group_normalise, leave_one_out, scale, whiten
 from project.records import Episode, FinishReason, Question, Turn
-from project.rollouts.rows import collate_rows, training_row
+from project.rollouts.rows import collate_rows, training_rows
 
 floats = st.floats(-3, 3)
 
@@ -54,7 +54,7 @@ def test_gae_is_unaffected_by_tool_results(sampled, data):
     """The value at each sampled token is a function of that token here; results of any length stand between the turns."""
 
     def advantages(contexts):
-        batch = collate_rows([training_row(episode(list(zip(contexts, sampled, strict=True))), 1.0)])
+        batch = collate_rows(training_rows(episode(list(zip(contexts, sampled, strict=True))), 1.0))
         labels = batch["input_ids"][batch["trained"]]
         rewards = torch.zeros(len(labels))
         rewards[-1] = 1.0

@@ -1,5 +1,8 @@
 """The search environment: an agent's text in, messages or an end out.
 
+Folding: when a context grows too long the agent is asked for a summary (`ask_for_summary`), and goes on in a new context from
+the question and what it summarised. `messages` keeps everything that was said.
+
 Protocol of an episode: `opening()` once, then `step(text)` for each turn. A turn searches (all its queries at once),
 answers, or is malformed: then the agent gets a short correction, and after `max_malformed` of them the episode ends.
 A failed search is the environment's failure (`RetrievalError` becomes `tool_error` or `timeout`), never an empty result.
@@ -12,9 +15,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from project.corpus.retrievers import SeededRetriever
-from project.dialects import Action, Dialect
+from project.dialects import FOLD_REQUEST, Action, Dialect
 from project.errors import InputError, RetrievalError
 from project.records import Document, FinishReason, Message, Question
+
+NEITHER = "That was neither a search nor an answer."
+NO_SUMMARY = "That was no summary; write what you know inside <summary> and </summary>."
 
 
 class SearchTool(Protocol):
@@ -61,6 +67,19 @@ class EpisodeLimits:
     """Tokens of the whole conversation."""
     result_chars: int = 1200
     """Characters of results a turn is shown; whole documents beyond that are left out, the last first."""
+    fold_share: float | None = None
+    """Share of `context_tokens` beyond which, after a search, the agent is asked to fold; None never does."""
+    fold_turns: int | None = None
+    """Searches after which it is asked to."""
+    summary_tokens: int = 256
+    """Tokens the agent may write in a summary, a turn that `max_turns` does not count."""
+
+    def __post_init__(self) -> None:
+        """Refuse folds that could not be."""
+        if self.fold_share is not None and not 0 < self.fold_share < 1:
+            raise InputError(f"limits.fold_share={self.fold_share} must be between 0 and 1")
+        if self.fold_turns is not None and self.fold_turns < 1:
+            raise InputError(f"limits.fold_turns={self.fold_turns} must be at least 1")
 
 
 @dataclass
@@ -78,7 +97,14 @@ class SearchEnvironment:
     found: list[tuple[str, ...]] = field(default_factory=list)
     malformed: int = 0
     turns: int = 0
+    folds: int = 0
+    folding: bool = False
+    """True while a summary is asked for."""
+    folded: bool = False
+    """True where the messages that `step` has returned begin a new context."""
     error: str = ""
+    _searches: int = 0
+    """Since the context began."""
 
     def opening(self) -> list[Message]:
         """Return the messages before the first turn."""
@@ -93,6 +119,9 @@ class SearchEnvironment:
         """
         action = self.dialect.parse(text)
         self.messages.append(self.dialect.message(text))
+        self.folded = False
+        if self.folding:
+            return self._fold(action.summary, text, ended=ended)
         self.turns += 1
         if action.answer is not None:
             self.answer, self.finish = action.answer, FinishReason.ANSWER
@@ -105,9 +134,43 @@ class SearchEnvironment:
         if self.turns >= self.limits.max_turns:
             self.finish = FinishReason.MAX_TURNS
             return []
-        following = await self._search(action) if action.queries else self._correct(text)
+        following = await self._search(action) if action.queries else self._correct(text, NEITHER)
         self.messages += following
         return following
+
+    def wants_fold(self, tokens: int) -> bool:
+        """Return whether the agent should be asked for a summary now, before its next turn.
+
+        Args:
+            tokens: of the context with what follows the last turn.
+        """
+        limits = self.limits
+        if self.finish or self.folding or not self._searches or self.question.extra_info.get("passage"):
+            return False
+        is_long = limits.fold_share is not None and tokens > limits.fold_share * limits.context_tokens
+        return is_long or (limits.fold_turns is not None and self._searches >= limits.fold_turns)
+
+    def ask_for_summary(self) -> list[Message]:
+        """Return the message that asks for a summary; the next turn must be one."""
+        self.folding = True
+        asked = [Message("user", FOLD_REQUEST)]
+        self.messages += asked
+        return asked
+
+    def _fold(self, summary: str | None, text: str, *, ended: bool) -> list[Message]:
+        """Return what a new context begins with, or a correction."""
+        if not ended:
+            self.finish = FinishReason.LENGTH
+            return []
+        if not summary:
+            following = self._correct(text, NO_SUMMARY)
+            self.messages += following
+            return following
+        self.folding, self.folded, self._searches = False, True, 0
+        self.folds += 1
+        opening = self.dialect.opening(self.question.question, summary)
+        self.messages.append(opening[-1])
+        return opening
 
     async def _search(self, action: Action) -> list[Message]:
         if self.tool is None:
@@ -119,6 +182,7 @@ class SearchEnvironment:
             self.finish = FinishReason.TOOL_ERROR
             return []
         found = [self._fit(documents, len(found)) for documents in found]
+        self._searches += 1
         self.found.append(tuple(document.id for documents in found for document in documents))
         return self.dialect.results(found, action)
 
@@ -132,12 +196,12 @@ class SearchEnvironment:
             kept.append(document)
         return kept
 
-    def _correct(self, text: str) -> list[Message]:
+    def _correct(self, text: str, reason: str) -> list[Message]:
         self.malformed += 1
         if self.malformed >= self.limits.max_malformed:
             self.finish = FinishReason.MALFORMED
             return []
-        return self.dialect.correction("That was neither a search nor an answer.", text)
+        return self.dialect.correction(reason, text)
 
 
 def opening_messages(question: Question, dialect: Dialect) -> list[Message]:

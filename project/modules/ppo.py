@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.ppo_settings import PPOSettings
 from project.modules.sft import check_finite
 from project.records import Episode, Question
-from project.rollouts.rows import TrainingRow, collate_rows, training_row
+from project.rollouts.rows import TrainingRow, collate_rows, training_rows
 from project.runtime import return_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,11 @@ class Critic(nn.Module):
 
 
 Batch = dict[str, Any]
+
+
+def _of_row(batch: Batch, name: str, row: int) -> Tensor:
+    """Return what a micro-batch holds of the trained tokens of one of its rows, as a view."""
+    return batch[name].split(batch["counts"])[row]  # type: ignore[no-any-return]
 
 
 class PPO(AdapterCheckpoint, SearchAgent):
@@ -191,7 +197,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         rewards = [score["total"] for score in scores]
         rolled = time.perf_counter()
         rows = self._telling_rows(episodes, rewards)
-        self.log("train/trained_share", len(rows) / len(episodes))
+        self.log("train/trained_share", len({row.episode for row in rows}) / len(episodes))
         if rows:
             self._train(self._prepare(rows))
         trained = time.perf_counter()
@@ -236,7 +242,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         spans = self.ppo.span_weights
         weigh = partial(self.renderer.turn_weights, weights=spans) if spans else None
         numbered = enumerate(zip(episodes, paid, groups_E.tolist(), strict=True))
-        return [training_row(episode, reward, i, weigh) for i, (episode, reward, group) in numbered if int(group) in telling]
+        chosen = [(i, episode, reward) for i, (episode, reward, group) in numbered if int(group) in telling]
+        return [row for i, episode, reward in chosen for row in training_rows(episode, reward, i, weigh)]
 
     def _stop(self, reward: float) -> None:
         """End the run, which learns nothing any more: well if it ever did, its model exported, else with an error."""
@@ -282,13 +289,32 @@ class PPO(AdapterCheckpoint, SearchAgent):
             chosen = rows[start : start + size]
             found = collate_rows(chosen)
             batch: Batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
-            batch["rewards"] = torch.tensor([row.reward for row in chosen], device=self.device)
-            micro.append(self._annotate(batch))
+            micro.append(self._annotate(batch | {"rows": chosen}))
+        self._pay(micro)
+        self._log_annotations(micro)
+        return micro
+
+    def _pay(self, micro: list[Batch]) -> None:
+        """Put advantages and returns into the micro-batches.
+
+        The contexts of an episode are joined in time: the value after the last token of one is that of the next one's first.
+        """
+        parts = [(row, batch, i) for batch in micro for i, row in enumerate(batch["rows"])]
+        parts.sort(key=lambda part: (part[0].episode, part[0].part))
+        lam = self.ppo.lam if self.estimator.critic else 1.0
+        for _, contexts in groupby(parts, key=lambda part: part[0].episode):
+            joined = list(contexts)
+            penalties, values = ([_of_row(batch, name, i) for _, batch, i in joined] for name in ("penalty", "old_values"))
+            rewards = -torch.cat(penalties)
+            rewards[-1] += joined[-1][0].reward
+            found = gae(rewards, torch.cat(values), self.ppo.gamma, lam)
+            counts = [len(part) for part in penalties]
+            for (_, batch, i), advantages, returns in zip(joined, *(of.split(counts) for of in found), strict=True):
+                _of_row(batch, "advantages", i).copy_(advantages)
+                _of_row(batch, "returns", i).copy_(returns)
         whole = self.estimator.normalise(torch.cat([b["advantages"] for b in micro]))
         for batch, advantages in zip(micro, whole.split([len(b["advantages"]) for b in micro]), strict=True):
             batch["advantages"] = advantages
-        self._log_annotations(micro)
-        return micro
 
     @torch.no_grad()
     def _annotate(self, batch: Batch) -> Batch:
@@ -299,13 +325,6 @@ class PPO(AdapterCheckpoint, SearchAgent):
             reference, _, _ = self._forward(batch)
         kl = k1_kl(logprobs, reference)
         penalty = self.kl_coef * kl if self.kl_in == "reward" else torch.zeros_like(kl)
-        lam = self.ppo.lam if self.estimator.critic else 1.0
-        counts = [int(trained.sum()) for trained in batch["trained"].split(batch["lengths"])]
-        found = []
-        for reward, minus, value in zip(batch["rewards"], penalty.split(counts), values.split(counts), strict=True):
-            rewards = -minus
-            rewards[-1] += reward
-            found.append(gae(rewards, value, self.ppo.gamma, lam))
         behaviour = batch["logprobs"][batch["trained"]]
         return batch | {
             "old_logprobs": logprobs,
@@ -318,8 +337,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
             "importance": (logprobs - behaviour).exp().clamp(max=self.ppo.importance_cap),
             "token_weights": batch["weights"][batch["trained"]],
             "token_episodes": batch["episodes"][batch["trained"]],
-            "advantages": torch.cat([advantages for advantages, _ in found]),
-            "returns": torch.cat([returns for _, returns in found]),
+            "penalty": penalty,
+            "counts": [int(trained.sum()) for trained in batch["trained"].split(batch["lengths"])],
+            "advantages": torch.zeros_like(logprobs),
+            "returns": torch.zeros_like(logprobs),
         }
 
     def _forward(self, batch: Batch, *, entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -458,6 +479,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
         self.log("train/reward", means.pop("total"), prog_bar=True)
         self.log_dict({f"reward/{name}": mean for name, mean in means.items()})
+        self.log("train/contexts", sum(max(1, sum(t.fresh for t in e.turns)) for e in episodes) / len(episodes))
         self.log("train/searches", sum(len(e.queries) for e in episodes) / len(episodes))
         self.log("train/generated_tokens", sum(len(t.ids) for e in episodes for t in e.turns) / len(episodes))
         for reason in {e.finish for e in episodes}:

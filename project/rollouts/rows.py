@@ -1,9 +1,9 @@
-"""Episodes -> training rows: token ids, which of them were sampled, and their behaviour log-probabilities."""
+"""Episodes -> training rows, one a context: token ids, which were sampled, and their behaviour log-probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,14 +23,17 @@ class TrainingRow:
     weights: list[float]
     """What each token counts by its kind; 0 where not trained."""
     reward: float
+    """Paid after the last token; 0 for all but an episode's last context."""
     episode: int
     """Its number in the update."""
+    part: int
+    """Which of the episode's contexts this is."""
 
 
-def training_row(
+def training_rows(
     episode: Episode, reward: float, number: int = 0, weigh: Callable[[Sequence[int]], list[float]] | None = None
-) -> TrainingRow:
-    """Lay an episode's turns end to end.
+) -> list[TrainingRow]:
+    """Lay the turns of each of an episode's contexts end to end.
 
     Args:
         episode: with its turns.
@@ -38,14 +41,17 @@ def training_row(
         number: of the episode in the update.
         weigh: returns what each token of a turn counts; None counts each as 1.
     """
-    row = TrainingRow([], [], [], [], reward, number)
+    rows = list[TrainingRow]()
     for turn in episode.turns:
-        before = len(turn.context_ids)
+        if turn.fresh or not rows:
+            rows.append(TrainingRow([], [], [], [], 0.0, number, len(rows)))
+        row, before = rows[-1], len(turn.context_ids)
         row.ids.extend([*turn.context_ids, *turn.ids])
         row.trained.extend([False] * before + [True] * len(turn.ids))
         row.logprobs.extend([0.0] * before + list(turn.logprobs))
         row.weights.extend([0.0] * before + (weigh(turn.ids) if weigh else [1.0] * len(turn.ids)))
-    return row
+    rows[-1] = replace(rows[-1], reward=reward)
+    return rows
 
 
 def collate_rows(rows: Sequence[TrainingRow]) -> dict[str, Tensor | list[int]]:

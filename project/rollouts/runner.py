@@ -55,26 +55,31 @@ class EpisodeRunner:
                 f"the prompt of question '{question.id}' has {len(context)} tokens; raise context_tokens above "
                 f"{self.limits.context_tokens}"
             )
-        new, turns = context, list[Turn]()
+        new, fresh, turns = context, True, list[Turn]()
         while True:
             if len(context) + LEAST_TOKENS > self.limits.context_tokens:
                 environment.finish = FinishReason.CONTEXT_FULL
                 break
-            sampling = self._sampling(len(context), seed * 1009 + len(turns))
+            sampling = self._sampling(len(context), seed * 1009 + len(turns), environment)
             generation = await self.engine.generate(context, sampling)
             ended = generation.finish == "stop"
-            turns.append(Turn(tuple(new), generation.ids, generation.logprobs, generation.version, ended))
+            turns.append(Turn(tuple(new), generation.ids, generation.logprobs, generation.version, ended, fresh))
             following = await environment.step(self.renderer.decode(generation.ids), ended=ended)
             if environment.finish is not None:
                 break
+            if fresh := environment.folded:
+                new = context = self.renderer.encode(self.renderer.prompt(following, self.renderer.dialect.tools).text)
+                continue
             new = self.renderer.encode(self.renderer.between(following).text)
+            if environment.wants_fold(len(context) + len(generation.ids) + len(new)):
+                new = self.renderer.encode(self.renderer.between([*following, *environment.ask_for_summary()]).text)
             context = [*context, *generation.ids, *new]
         return _episode(environment, turns)
 
-    def _sampling(self, used: int, seed: int) -> Sampling:
+    def _sampling(self, used: int, seed: int, environment: SearchEnvironment) -> Sampling:
         room = self.limits.context_tokens - used
-        stop = (self.renderer.end_id,)
-        return Sampling(self.temperature, min(self.limits.turn_tokens, room), stop, seed % (1 << 62))
+        most = self.limits.summary_tokens if environment.folding else self.limits.turn_tokens
+        return Sampling(self.temperature, min(most, room), (self.renderer.end_id,), seed % (1 << 62))
 
 
 def _episode(environment: SearchEnvironment, turns: Sequence[Turn]) -> Episode:

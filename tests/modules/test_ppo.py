@@ -19,6 +19,7 @@ from project.modules.ppo import PPO, Critic, PPOSettings
 from project.records import Episode, FinishReason, Passage, Question, Turn
 from project.rollouts.engines.protocol import Generation
 from project.rollouts.engines.transformers import TransformersEngine
+from project.rollouts.rows import TrainingRow
 from project.writing import write_rows
 
 SETTINGS = AgentSettings("tags", False)
@@ -198,7 +199,7 @@ def test_advantages_are_scaled_and_favour_what_was_right(trained):
         assert sum(len(t.ids) for e in episodes for t in e.turns) == len(flat)
         for batch in update:
             rows = batch["advantages"].split([int(row.sum()) for row in batch["trained"].split(batch["lengths"])])
-            right = batch["rewards"] > 0.5
+            right = [row.reward > 0.5 for row in batch["rows"]]
             assert all((float(row.mean()) > 0) == bool(good) for row, good in zip(rows, right, strict=True))
 
 
@@ -275,6 +276,67 @@ def test_every_estimator_and_loss_learns_what_pays(folder, server, questions, tm
     assert sum(gains[True]) / len(gains[True]) > sum(gains[False]) / len(gains[False]) + 0.5
     assert bool(module.of("ppo/explained_variance")) == (module.critic is not None)
     assert all(0 < entropy < 6 for entropy in module.of("ppo/entropy"))  # at most the log of 259 tokens
+
+
+class Folds(Script):
+    """Searches, summarises when it is asked to, and then answers."""
+
+    async def generate(self, prompt_ids, sampling):
+        prompt = bytes(i for i in prompt_ids if i < 256).decode()
+        number = prompt.partition("has number ")[2][:1]
+        good = sampling.seed // 1009 % 2 == 0
+        text = f"<answer>\n{METALS[int(number)] if good else 'Zinc'}\n</answer>"
+        if "<summary>" not in prompt.partition("Question:")[2]:
+            text = "<summary>\nwhat I read\n</summary>" if "<fold/>" in prompt else SEARCH
+        ids = [*text.encode(), 257]
+        return Generation(tuple(ids), tuple(self.score(prompt_ids, ids)), "stop", self.version)
+
+
+def test_an_update_with_folds(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, engine=Folds, ppo={"micro_episodes": 3, "lam": 0.9})
+    module.limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048, fold_turns=1)
+    fit(module, questions, tmp_path, max_epochs=1)
+    assert module.of("train/contexts") == [2, 2]
+    rows = [row for batch in module.micro[0] for row in batch["rows"]]
+    assert sorted((row.episode, row.part) for row in rows) == [(e, part) for e in range(8) for part in (0, 1)]
+    assert all(row.reward == 0 for row in rows if row.part == 0)
+    assert all(row.reward != 0 for row in rows if row.part == 1)
+    sampled = [bytes(i for i, t in zip(row.ids, row.trained, strict=True) if t and i < 256).decode() for row in rows]
+    assert {text for text, row in zip(sampled, rows, strict=True) if row.part == 0} == {
+        SEARCH + "<summary>\nwhat I read\n</summary>"
+    }
+    # at first every value is 0: an episode's first token earns its reward over the distance to its end
+    counts = {(row.episode, row.part): sum(row.trained) for row in rows}
+    for batch in module.micro[0]:
+        for i, row in enumerate(batch["rows"]):
+            first = batch["returns"].split(batch["counts"])[i][0]
+            last = next(other.reward for other in rows if (other.episode, other.part) == (row.episode, 1))
+            distance = sum(counts[row.episode, part] for part in range(row.part, 2)) - 1
+            assert float(first) == pytest.approx(last * 0.9**distance, rel=1e-3)
+
+
+def test_contexts_of_an_episode_are_joined_in_time(folder):
+    """The numbers of `test_gae_of_three_tokens_by_hand`: two tokens before a fold and one after it, in other micro-batches."""
+    module = make(folder, url="http://127.0.0.1:1", ppo={"gamma": 0.9, "lam": 0.5})
+
+    def batch(rows, penalty, values, counts):
+        zeros = torch.zeros(len(values))
+        held = {"penalty": torch.tensor(penalty), "old_values": torch.tensor(values), "counts": counts}
+        return {"rows": rows, **held, "advantages": zeros, "returns": zeros.clone()}
+
+    def row(part, reward, episode=4):
+        return TrainingRow([], [], [], [], reward, episode, part)
+
+    micro = [
+        batch([row(1, 2.0), row(0, 3.0, 9)], [0.0, 0.0], [1.5, 1.0], [1, 1]),
+        batch([row(0, 0.0)], [0.0, -1.0], [0.5, 1.0], [2]),
+    ]
+    module._pay(micro)
+    assert micro[1]["returns"].tolist() == pytest.approx([1.60875, 2.575])
+    assert micro[0]["returns"].tolist() == pytest.approx([2.0, 3.0])  # the other episode's token earns its own reward
+    raw = torch.tensor([0.5, 2.0, 1.10875, 1.575])
+    scaled = torch.cat([b["advantages"] for b in micro])
+    torch.testing.assert_close(scaled, raw / raw.square().mean().sqrt())
 
 
 def test_what_each_estimator_pays_an_episode(folder):
@@ -393,7 +455,7 @@ def test_only_questions_whose_episodes_differ_are_trained_on(folder, server, que
     fit(module, questions, tmp_path, max_epochs=2)
     telling = [sum(e.question.id not in even for e in episodes) for episodes in module.all_episodes]
     assert {0, 4} <= set(telling)
-    assert [sum(len(b["rewards"]) for b in update) for update in module.micro] == [n for n in telling if n]
+    assert [sum(len(b["rows"]) for b in update) for update in module.micro] == [n for n in telling if n]
     assert module.of("train/trained_share") == [n / 8 for n in telling]
     assert module.of("sync/version") == [1, 2, 3, 4]  # an update that trains nothing is counted all the same
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from project.records import Episode, FinishReason, Question, Turn
-from project.rollouts.rows import collate_rows, training_row
+from project.rollouts.rows import collate_rows, training_rows
 
 QUESTION = Question("q", "?", ("x",))
 ids = st.lists(st.integers(0, 999), min_size=1, max_size=12)
@@ -16,7 +16,7 @@ def make(turns) -> Episode:
 
 
 def test_training_row_by_hand():
-    row = training_row(make([([10, 11], [1, 2]), ([20], [3])]), 0.5)
+    row = training_rows(make([([10, 11], [1, 2]), ([20], [3])]), 0.5)[0]
     assert row.ids == [10, 11, 1, 2, 20, 3]
     assert row.trained == [False, False, True, True, False, True]
     assert row.logprobs == [0, 0, -1, -2, 0, -1]
@@ -25,7 +25,7 @@ def test_training_row_by_hand():
 
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=5))
 def test_trap_14_no_token_of_a_result_is_trained_and_no_id_changes(turns):
-    row = training_row(make(turns), 1.0)
+    row = training_rows(make(turns), 1.0)[0]
     assert row.ids == [i for context, sampled in turns for part in (context, sampled) for i in part]
     assert [i for i, t in zip(row.ids, row.trained, strict=True) if t] == [i for _, sampled in turns for i in sampled]
     assert all(t or p == 0 for t, p in zip(row.trained, row.logprobs, strict=True))
@@ -33,7 +33,7 @@ def test_trap_14_no_token_of_a_result_is_trained_and_no_id_changes(turns):
 
 @given(st.lists(st.lists(st.tuples(ids, ids), min_size=1, max_size=3), min_size=1, max_size=4))
 def test_rows_lie_end_to_end_with_a_mask_and_a_logprob_for_each_token(episodes):
-    rows = [training_row(make(turns), 1.0) for turns in episodes]
+    rows = [training_rows(make(turns), 1.0)[0] for turns in episodes]
     batch = collate_rows(rows)
     assert batch["input_ids"].tolist() == [i for row in rows for i in row.ids]
     assert batch["lengths"] == [len(row.ids) for row in rows]

@@ -13,7 +13,7 @@ from project.records import Document, FinishReason, Question
 from project.rendering import Renderer, prepare_tokenizer
 from project.rollouts.engines import make_engine
 from project.rollouts.engines.protocol import Generation
-from project.rollouts.rows import training_row
+from project.rollouts.rows import training_rows
 from project.rollouts.runner import EpisodeRunner, without_turns
 
 QUESTION = Question("q", "Which metal is liquid?", ("mercury",))
@@ -106,7 +106,7 @@ def test_an_episode(renderer):
 def test_trap_06_the_row_is_the_text_that_the_template_would_render_once(renderer):
     """Rollouts and SFT build the same chain: what is trained is what inference sees."""
     episode, _ = run(renderer, [search_turn(renderer), ANSWER])
-    row = training_row(episode, 1.0)
+    row = training_rows(episode, 1.0)[0]
     conversation = episode.to_conversation(renderer.dialect.tools)
     assert row.ids == renderer.encode("".join(piece.text for piece in renderer.chain(conversation)))
     trained = [w > 0 for w in renderer.samples(conversation)[0].weights]
@@ -121,14 +121,14 @@ def test_trap_14_nothing_sampled_is_tokenised_again(renderer):
     assert engine.seen[0] == list(first.context_ids)
     assert engine.seen[1] == [*first.context_ids, *first.ids, *second.context_ids]
     assert list(first.ids) == [*odd, renderer.end_id]
-    row = training_row(episode, 1.0)
+    row = training_rows(episode, 1.0)[0]
     assert row.ids == [*engine.seen[1], *second.ids]
     assert row.logprobs[len(first.context_ids) :][: len(first.ids)] == list(first.logprobs)
 
 
 def test_trap_14_only_sampled_tokens_are_trained(renderer):
     episode, _ = run(renderer, [search_turn(renderer), ANSWER])
-    row = training_row(episode, 1.0)
+    row = training_rows(episode, 1.0)[0]
     trained = bytes(i for i, t in zip(row.ids, row.trained, strict=True) if t and i < 256).decode()
     assert trained == search_turn(renderer) + ANSWER
     assert "Mercury is liquid." not in trained
@@ -171,7 +171,7 @@ def test_context_full(tags):
     episode, engine = run(tags, [SEARCH], context_tokens=prompt + turn + 20, turn_tokens=500)
     assert (episode.finish, len(episode.turns)) == (FinishReason.CONTEXT_FULL, 1)
     assert engine.asked[0].max_tokens == turn + 20  # the room, not the turn's limit
-    assert len(training_row(episode, 0.0).ids) == prompt + turn
+    assert len(training_rows(episode, 0.0)[0].ids) == prompt + turn
 
 
 def test_a_small_turn_limit_is_honoured(tags):
@@ -200,7 +200,7 @@ def test_the_tiny_model_gives_the_same_episodes_alone_and_together(tmp_path, tag
     for question, seed, expected in zip(questions, [1, 2, 3, 4], together, strict=True):
         (alone,) = runner.run([question], [seed])
         assert alone.turns[0].ids == expected.turns[0].ids
-        row = training_row(alone, 0.0)
+        row = training_rows(alone, 0.0)[0]
         prompt = tags.prompt(alone.messages[:2], tags.dialect.tools).text
         assert row.ids == [*tags.encode(prompt), *alone.turns[0].ids]
 
@@ -232,3 +232,71 @@ def test_trap_10_episodes_do_not_wait_for_each_other(tags):
     questions = [Question("a", "slow one", ("x",)), Question("b", "fast", ("x",))]
     found = EpisodeRunner(Both(), tags, tool, EpisodeLimits(context_tokens=4096)).run(questions, [0, 1])
     assert [len(e.turns) for e in found] == [2, 1]
+
+
+# --- folding
+
+SUMMARY = (
+    "<summary>\nQuestion: Which metal is liquid?\n<information_summary>Mercury is liquid.</information_summary>\n</summary>"
+)
+
+
+def texts(episode, renderer):
+    """Return each context as text: what was given and what was sampled."""
+    contexts = []
+    for turn in episode.turns:
+        if turn.fresh:
+            contexts.append("")
+        contexts[-1] += renderer.tokenizer.decode([*turn.context_ids, *turn.ids])
+    return contexts
+
+
+def test_an_agent_folds_after_so_many_searches(renderer):
+    search = search_turn(renderer)
+    episode, engine = run(renderer, [search, SUMMARY, search, SUMMARY, ANSWER], fold_turns=1, max_turns=3, summary_tokens=300)
+    assert (episode.finish, episode.answer, episode.queries) == (FinishReason.ANSWER, "mercury", ("liquid", "liquid"))
+    assert [turn.fresh for turn in episode.turns] == [True, False, True, False, True]
+    assert [sampling.max_tokens for sampling in engine.asked] == [128, 300, 128, 300, 128]
+    first, second, third = texts(episode, renderer)
+    assert "Mercury is liquid." in first
+    assert first.partition("<fold/>")[2].count(SUMMARY) == 1
+    # what was read is gone but for the summary; the new context is what summary_only trains
+    expected = renderer.prompt(renderer.dialect.opening(QUESTION.question, SUMMARY[10:-11]), renderer.dialect.tools).text
+    assert second.startswith(expected + search)
+    assert third == expected + ANSWER + renderer.end_text
+    # people read everything
+    said = [message.content for message in episode.messages]
+    assert said.count("<fold/>") == said.count(SUMMARY) == 2
+    assert sum("Doc 1 (Title: Mercury)" in text for text in said) == 2
+    # each context is a row, and the reward is paid once
+    rows = training_rows(episode, 0.7, 5)
+    assert [(row.episode, row.part, row.reward) for row in rows] == [(5, 0, 0.0), (5, 1, 0.0), (5, 2, 0.7)]
+    for row, text in zip(rows, (first, second, third), strict=True):
+        assert renderer.tokenizer.decode(row.ids) == text
+    sampled = [i for row in rows for i, t in zip(row.ids, row.trained, strict=True) if t]
+    assert sampled == [i for turn in episode.turns for i in turn.ids]  # the summaries are trained
+
+
+def test_an_agent_folds_where_its_context_is_long(tags):
+    _, unfolded = run(tags, [SEARCH, ANSWER])
+    used = len(unfolded.seen[1])
+    for context_tokens, folds in ((2 * used - 2, True), (2 * used, False)):
+        turns = [SEARCH, SUMMARY, ANSWER] if folds else [SEARCH, ANSWER]
+        episode, _ = run(tags, turns, fold_share=0.5, context_tokens=context_tokens)
+        assert [turn.fresh for turn in episode.turns] == ([True, False, True] if folds else [True, False])
+
+
+def test_a_turn_that_is_no_summary_is_corrected(tags):
+    episode, _ = run(tags, [SEARCH, ANSWER, SUMMARY, ANSWER], fold_turns=1)
+    assert (episode.finish, episode.malformed) == (FinishReason.ANSWER, 1)
+    assert any("That was no summary" in message.content for message in episode.messages)
+    episode, _ = run(tags, [SEARCH, "what?", SEARCH], fold_turns=1)
+    assert (episode.finish, episode.malformed, episode.answer) == (FinishReason.MALFORMED, 2, None)
+    episode, _ = run(tags, [SEARCH, SUMMARY], fold_turns=1, cut=True)
+    assert episode.finish is FinishReason.LENGTH
+
+
+def test_folds_that_could_not_be_are_refused():
+    for limits in ({"fold_share": 1.0}, {"fold_share": 0.0}, {"fold_turns": 0}):
+        with pytest.raises(InputError, match=r"limits\.fold_"):
+            EpisodeLimits(**limits)
