@@ -34,6 +34,7 @@ RESERVED = (
 """What no query, thought, answer or passage may hold literally."""
 _RESERVED = re.compile("|".join(map(re.escape, RESERVED)) + r"|<\|\w+\|>")
 """And what control tokens look like (`<|im_start|>`, `<|endoftext|>`): a passage must not end a turn and open another."""
+_RESERVED_IN_SUMMARY = re.compile("|".join(re.escape(tag) for tag in RESERVED if not tag.endswith("_summary>")) + r"|<\|\w+\|>")
 
 _KINDS = {
     "think": SpanKind.THINK,
@@ -65,7 +66,16 @@ class Action:
 
 def clean(text: str) -> str:
     """Remove reserved tags from outside text, so that a passage or a question cannot speak as the agent."""
-    while (cleaned := _RESERVED.sub("", text)) != text:
+    return _without(_RESERVED, text)
+
+
+def clean_summary(text: str) -> str:
+    """Remove what a summary may not hold, for the agent's own is put into a message of the user's: all but its two parts."""
+    return _without(_RESERVED_IN_SUMMARY, text).strip()
+
+
+def _without(pattern: re.Pattern[str], text: str) -> str:
+    while (cleaned := pattern.sub("", text)) != text:
         text = cleaned
     return text
 
@@ -156,7 +166,7 @@ class Dialect(ABC):
     def opening(self, question: str, summary: str = "") -> list[Message]:
         """Return the first messages: system prompt and question, after a fold with the agent's own summary."""
         content = f"Question: {clean(question).strip()}"
-        if summary:
+        if summary := clean_summary(summary):
             content += f"\n<summary>\n{summary}\n</summary>"
         return [Message("system", self.system_prompt()), Message("user", content)]
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from project.corpus.retrievers import SeededRetriever
-from project.dialects import FOLD_REQUEST, Action, Dialect
+from project.dialects import FOLD_REQUEST, Action, Dialect, clean_summary
 from project.errors import InputError, RetrievalError
 from project.records import Document, FinishReason, Message, Question
 
 NEITHER = "That was neither a search nor an answer."
-NO_SUMMARY = "That was no summary; write what you know inside <summary> and </summary>."
+NO_SUMMARY = "That was no summary; write what you know inside <summary> and </summary>, and nothing else."
+FOLD_TOKENS = 32
+"""Room for the message that asks for a summary."""
 
 
 class SearchTool(Protocol):
@@ -80,6 +82,13 @@ class EpisodeLimits:
             raise InputError(f"limits.fold_share={self.fold_share} must be between 0 and 1")
         if self.fold_turns is not None and self.fold_turns < 1:
             raise InputError(f"limits.fold_turns={self.fold_turns} must be at least 1")
+        if self.summary_tokens < 1:
+            raise InputError(f"limits.summary_tokens={self.summary_tokens} must be at least 1")
+        if self.fold_share is not None and self.fold_share * self.context_tokens + self.summary_tokens > self.context_tokens:
+            raise InputError(
+                f"limits.fold_share={self.fold_share} of context_tokens={self.context_tokens} leaves less than "
+                f"summary_tokens={self.summary_tokens}; lower fold_share or summary_tokens"
+            )
 
 
 @dataclass
@@ -121,7 +130,7 @@ class SearchEnvironment:
         self.messages.append(self.dialect.message(text))
         self.folded = False
         if self.folding:
-            return self._fold(action.summary, text, ended=ended)
+            return self._fold(action, text, ended=ended)
         self.turns += 1
         if action.answer is not None:
             self.answer, self.finish = action.answer, FinishReason.ANSWER
@@ -138,17 +147,23 @@ class SearchEnvironment:
         self.messages += following
         return following
 
-    def wants_fold(self, tokens: int) -> bool:
+    def wants_fold(self, tokens: int, most: int) -> bool:
         """Return whether the agent should be asked for a summary now, before its next turn.
+
+        It is, too, where another search might leave no room for one; it is not where there is no room now.
 
         Args:
             tokens: of the context with what follows the last turn.
+            most: of what has followed a turn so far.
         """
         limits = self.limits
-        if self.finish or self.folding or not self._searches or self.question.extra_info.get("passage"):
+        is_on = limits.fold_share is not None or limits.fold_turns is not None
+        if not is_on or self.finish or self.folding or not self._searches or self.question.extra_info.get("passage"):
             return False
+        room = limits.context_tokens - tokens - FOLD_TOKENS - limits.summary_tokens
         is_long = limits.fold_share is not None and tokens > limits.fold_share * limits.context_tokens
-        return is_long or (limits.fold_turns is not None and self._searches >= limits.fold_turns)
+        is_due = limits.fold_turns is not None and self._searches >= limits.fold_turns
+        return room >= 0 and (is_long or is_due or room < limits.turn_tokens + most)
 
     def ask_for_summary(self) -> list[Message]:
         """Return the message that asks for a summary; the next turn must be one."""
@@ -157,12 +172,13 @@ class SearchEnvironment:
         self.messages += asked
         return asked
 
-    def _fold(self, summary: str | None, text: str, *, ended: bool) -> list[Message]:
-        """Return what a new context begins with, or a correction."""
-        if not ended:
+    def _fold(self, action: Action, text: str, *, ended: bool) -> list[Message]:
+        """Return what a new context begins with, or a correction where the turn is no summary, or more than one."""
+        summary = clean_summary(action.summary or "")
+        if not summary and not ended:
             self.finish = FinishReason.LENGTH
             return []
-        if not summary:
+        if not summary or action.queries or action.answer is not None:
             following = self._correct(text, NO_SUMMARY)
             self.messages += following
             return following

@@ -257,8 +257,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
         steps: list[dict[str, Tensor]] = []
         if self.critic is None or int(self.critic_fits) >= self.ppo.critic_warmup:
-            for part in (part for epoch in range(self.ppo.inner_epochs) for part in self._dealt(micro, epoch)):
-                steps.append(self._optimizer_step(part))
+            dealt = [self._dealt(micro, epoch) for epoch in range(self.ppo.inner_epochs)]
+            share = sum(len(b["advantages"]) for b in micro) / len(dealt[0])
+            for part in (part for parts in dealt for part in parts):
+                steps.append(self._optimizer_step(part, share))
                 if self.ppo.kl_stop is not None and float(steps[-1]["approx_kl"]) > self.ppo.kl_stop:
                     break
         if steps:
@@ -295,7 +297,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         return micro
 
     def _pay(self, micro: list[Batch]) -> None:
-        """Put advantages and returns into the micro-batches.
+        """Put advantages, returns and what each token counts into the micro-batches.
 
         The contexts of an episode are joined in time: the value after the last token of one is that of the next one's first.
         """
@@ -315,6 +317,11 @@ class PPO(AdapterCheckpoint, SearchAgent):
         whole = self.estimator.normalise(torch.cat([b["advantages"] for b in micro]))
         for batch, advantages in zip(micro, whole.split([len(b["advantages"]) for b in micro]), strict=True):
             batch["advantages"] = advantages
+        if self.length_norm != "token":  # of whole episodes, whose contexts may be dealt to several steps
+            kinds, episodes = (torch.cat([b[name] for b in micro]) for name in ("token_weights", "token_episodes"))
+            weights = length_weights(kinds, episodes, self.length_norm, self.ppo.length_tokens)
+            for batch, own in zip(micro, weights.split([len(b["advantages"]) for b in micro]), strict=True):
+                batch["token_weights"] = own
 
     @torch.no_grad()
     def _annotate(self, batch: Batch) -> Batch:
@@ -370,19 +377,22 @@ class PPO(AdapterCheckpoint, SearchAgent):
         or take one: Adam would give a small rest the weight of a whole step.
         """
         order = torch.randperm(len(micro), generator=self._generator(epoch))
-        steps = max(1, round(len(micro) * self.ppo.micro_episodes / self.ppo.minibatch_episodes))
+        episodes = len({row.episode for batch in micro for row in batch["rows"]})
+        steps = max(1, round(episodes / self.ppo.minibatch_episodes))
         parts = order.tensor_split(min(steps, len(micro)))
         return [[micro[i] for i in sorted(part.tolist())] for part in parts]
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))
 
-    def _optimizer_step(self, micro: list[Batch]) -> dict[str, Tensor]:
+    def _optimizer_step(self, micro: list[Batch], share: float) -> dict[str, Tensor]:
+        """Take a step; `share` is the tokens of the update over its steps."""
         optimizer: Any = self._optimizers()[0]
         optimizer.zero_grad()
-        total = sum(len(b["advantages"]) for b in micro)
-        kinds, episodes = (torch.cat([b[name] for b in micro]) for name in ("token_weights", "token_episodes"))
-        weights = length_weights(kinds, episodes, self.length_norm, self.ppo.length_tokens)
+        weights, total = torch.cat([b["token_weights"] for b in micro]), share
+        if self.length_norm == "token":
+            total = len(weights)
+            weights = length_weights(weights, torch.cat([b["token_episodes"] for b in micro]))
         metrics: dict[str, Tensor] = {}
         for batch, weights_N in zip(micro, weights.split([len(b["advantages"]) for b in micro]), strict=True):
             loss, found = self._loss(batch, weights_N, total)
@@ -399,7 +409,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self._moved = self._moved or bool(metrics["grad_norm"] > 0)
         return metrics
 
-    def _loss(self, batch: Batch, weights_N: Tensor, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: Batch, weights_N: Tensor, total: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a micro-batch's share of the step's loss, and what is logged of it."""
         ppo = self.ppo
         logprobs, _, entropy = self._forward(batch, entropy=ppo.entropy_coef > 0)

@@ -40,7 +40,7 @@ class AnswerReward:
     decision_bonus: float = 0.0
     """Paid for a search of use where one is needed, and for none where it is not."""
     retry_bonus: float = 0.0
-    """Paid in proportion to the poor results after which a later search found something; whole where none was poor."""
+    """Paid unless the agent stopped searching at a result that showed nothing new of the evidence."""
     diversity_bonus: float = 0.0
     """Paid in proportion to how the two likest queries differ; whole for one query or none."""
     search_cost: float = 0.05

@@ -65,22 +65,19 @@ def right_decision(episode: Episode) -> float:
 
 
 def retried(episode: Episode) -> float:
-    """Return the share of poor results after which a later search found something; 1 where no result was poor.
+    """Return 0 if the agent stopped searching at a poor result, else 1: also where no result was poor, and without any search.
 
     A result is poor that shows no gold evidence that was not shown before, while some is missing; where no evidence is known,
     one without any passage is. A turn's searches have one result: its queries were written before any of it was seen.
     """
     gold = set(episode.question.evidence)
-    missing, poor, waiting, mended = set(gold), 0, 0, 0
+    missing, is_poor = set(gold), False
     for shown in episode.found:
         if gold and not missing:
             break
-        if missing & {*shown} if gold else shown:
-            mended, waiting = mended + waiting, 0
-            missing -= {*shown}
-        else:
-            poor, waiting = poor + 1, waiting + 1
-    return mended / poor if poor else 1.0
+        is_poor = not (missing & {*shown}) if gold else not shown
+        missing -= {*shown}
+    return float(not is_poor)
 
 
 def diversity(episode: Episode) -> float:

@@ -293,10 +293,11 @@ class Folds(Script):
 
 
 def test_an_update_with_folds(folder, server, questions, tmp_path):
-    module = make(folder, url=server.url, engine=Folds, ppo={"micro_episodes": 3, "lam": 0.9})
+    module = make(folder, url=server.url, engine=Folds, ppo={"micro_episodes": 3, "lam": 0.9})  # 8 episodes, 16 rows: one step
     module.limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048, fold_turns=1)
     fit(module, questions, tmp_path, max_epochs=1)
     assert module.of("train/contexts") == [2, 2]
+    assert module.of("ppo/steps") == [1, 1]
     rows = [row for batch in module.micro[0] for row in batch["rows"]]
     assert sorted((row.episode, row.part) for row in rows) == [(e, part) for e in range(8) for part in (0, 1)]
     assert all(row.reward == 0 for row in rows if row.part == 0)
@@ -322,6 +323,10 @@ def test_contexts_of_an_episode_are_joined_in_time(folder):
     def batch(rows, penalty, values, counts):
         zeros = torch.zeros(len(values))
         held = {"penalty": torch.tensor(penalty), "old_values": torch.tensor(values), "counts": counts}
+        held["token_weights"] = torch.ones(len(values))
+        held["token_episodes"] = torch.tensor(
+            [row.episode for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+        )
         return {"rows": rows, **held, "advantages": zeros, "returns": zeros.clone()}
 
     def row(part, reward, episode=4):
@@ -337,6 +342,11 @@ def test_contexts_of_an_episode_are_joined_in_time(folder):
     raw = torch.tensor([0.5, 2.0, 1.10875, 1.575])
     scaled = torch.cat([b["advantages"] for b in micro])
     torch.testing.assert_close(scaled, raw / raw.square().mean().sqrt())
+    # with `episode` both episodes weigh the same, however many contexts, micro-batches and steps they lie in
+    module.length_norm = "episode"
+    module._pay(micro)
+    assert micro[0]["token_weights"].tolist() == pytest.approx([2 / 3, 2.0])
+    assert micro[1]["token_weights"].tolist() == pytest.approx([2 / 3, 2 / 3])
 
 
 def test_what_each_estimator_pays_an_episode(folder):
@@ -519,7 +529,10 @@ def test_optimizer_steps_are_even_and_take_the_longest_first(folder):
     module = make(folder, url="http://127.0.0.1:1", ppo={"micro_episodes": 2, "minibatch_episodes": 16})
     steps = []
     for count in (10, 8, 1, 13):  # of 2 episodes: 20, 16, 2 and 26 of them
-        steps += module._dealt([{"number": i} for i in range(count)], 0)
+        micro = [
+            {"number": i, "rows": [TrainingRow([], [], [], [], 0.0, 2 * i + n, 0) for n in range(2)]} for i in range(count)
+        ]
+        steps += module._dealt(micro, 0)
     numbers = [[batch["number"] for batch in step] for step in steps]
     assert [len(step) for step in numbers] == [10, 8, 1, 7, 6]  # not 8 and 2, nor 8 and 5
     assert all(step == sorted(step) for step in numbers)
