@@ -16,14 +16,13 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from project.advantages import ESTIMATORS, gae, leave_one_out
+from project.advantages import ESTIMATORS, leave_one_out
 from project.errors import EngineError, InputError, TrainingError
 from project.losses import (
     chunked_logprobs,
@@ -39,6 +38,7 @@ from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.agent import SearchAgent
 from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
+from project.modules.ppo_batches import Batch, deal, pay
 from project.modules.ppo_settings import PPOSettings
 from project.modules.sft import check_finite
 from project.records import Episode, Question
@@ -67,14 +67,6 @@ class Critic(nn.Module):
         """Return values (N,)."""
         with torch.autocast(hidden_NH.device.type, enabled=False):
             return self.net(hidden_NH.detach().float()).squeeze(-1)  # type: ignore[no-any-return]
-
-
-Batch = dict[str, Any]
-
-
-def _of_row(batch: Batch, name: str, row: int) -> Tensor:
-    """Return what a micro-batch holds of the trained tokens of one of its rows, as a view."""
-    return batch[name].split(batch["counts"])[row]  # type: ignore[no-any-return]
 
 
 class PPO(AdapterCheckpoint, SearchAgent):
@@ -257,7 +249,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
         steps: list[dict[str, Tensor]] = []
         if self.critic is None or int(self.critic_fits) >= self.ppo.critic_warmup:
-            dealt = [self._dealt(micro, epoch) for epoch in range(self.ppo.inner_epochs)]
+            episodes = self.ppo.minibatch_episodes
+            dealt = [deal(micro, episodes, self._generator(epoch)) for epoch in range(self.ppo.inner_epochs)]
             share = sum(len(b["advantages"]) for b in micro) / len(dealt[0])
             for part in (part for parts in dealt for part in parts):
                 steps.append(self._optimizer_step(part, share))
@@ -292,36 +285,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
             found = collate_rows(chosen)
             batch: Batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
             micro.append(self._annotate(batch | {"rows": chosen}))
-        self._pay(micro)
+        pay(micro, self.estimator, self.ppo, self.length_norm)
         self._log_annotations(micro)
         return micro
-
-    def _pay(self, micro: list[Batch]) -> None:
-        """Put advantages, returns and what each token counts into the micro-batches.
-
-        The contexts of an episode are joined in time: the value after the last token of one is that of the next one's first.
-        """
-        parts = [(row, batch, i) for batch in micro for i, row in enumerate(batch["rows"])]
-        parts.sort(key=lambda part: (part[0].episode, part[0].part))
-        lam = self.ppo.lam if self.estimator.critic else 1.0
-        for _, contexts in groupby(parts, key=lambda part: part[0].episode):
-            joined = list(contexts)
-            penalties, values = ([_of_row(batch, name, i) for _, batch, i in joined] for name in ("penalty", "old_values"))
-            rewards = -torch.cat(penalties)
-            rewards[-1] += joined[-1][0].reward
-            found = gae(rewards, torch.cat(values), self.ppo.gamma, lam)
-            counts = [len(part) for part in penalties]
-            for (_, batch, i), advantages, returns in zip(joined, *(of.split(counts) for of in found), strict=True):
-                _of_row(batch, "advantages", i).copy_(advantages)
-                _of_row(batch, "returns", i).copy_(returns)
-        whole = self.estimator.normalise(torch.cat([b["advantages"] for b in micro]))
-        for batch, advantages in zip(micro, whole.split([len(b["advantages"]) for b in micro]), strict=True):
-            batch["advantages"] = advantages
-        if self.length_norm != "token":  # of whole episodes, whose contexts may be dealt to several steps
-            kinds, episodes = (torch.cat([b[name] for b in micro]) for name in ("token_weights", "token_episodes"))
-            weights = length_weights(kinds, episodes, self.length_norm, self.ppo.length_tokens)
-            for batch, own in zip(micro, weights.split([len(b["advantages"]) for b in micro]), strict=True):
-                batch["token_weights"] = own
 
     @torch.no_grad()
     def _annotate(self, batch: Batch) -> Batch:
@@ -369,18 +335,6 @@ class PPO(AdapterCheckpoint, SearchAgent):
             return logprobs, hidden, torch.zeros_like(logprobs)
 
         return policy(batch["input_ids"], batch["lengths"], scored)  # type: ignore[no-any-return]
-
-    def _dealt(self, micro: list[Batch], epoch: int) -> list[list[Batch]]:
-        """Return the micro-batches of each of an epoch's optimizer steps, dealt by (seed, update, epoch).
-
-        The longest of a step comes first, so that the heap grows once. All steps get the same number of micro-batches, give
-        or take one: Adam would give a small rest the weight of a whole step.
-        """
-        order = torch.randperm(len(micro), generator=self._generator(epoch))
-        episodes = len({row.episode for batch in micro for row in batch["rows"]})
-        steps = max(1, round(episodes / self.ppo.minibatch_episodes))
-        parts = order.tensor_split(min(steps, len(micro)))
-        return [[micro[i] for i in sorted(part.tolist())] for part in parts]
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))

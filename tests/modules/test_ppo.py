@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import tiny_model_folder
 from transformers import AutoModelForCausalLM
 
+from project.advantages import ESTIMATORS
 from project.corpus.build import write_index
 from project.corpus.serving.handle import ServerHandle
 from project.datamodules.question import QuestionDataModule
@@ -16,6 +17,7 @@ from project.environment.search import EpisodeLimits
 from project.errors import EngineError, InputError, RetrievalError, TrainingError
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.ppo import PPO, Critic, PPOSettings
+from project.modules.ppo_batches import deal, pay
 from project.records import Episode, FinishReason, Passage, Question, Turn
 from project.rollouts.engines.protocol import Generation
 from project.rollouts.engines.transformers import TransformersEngine
@@ -316,9 +318,9 @@ def test_an_update_with_folds(folder, server, questions, tmp_path):
             assert float(first) == pytest.approx(last * 0.9**distance, rel=1e-3)
 
 
-def test_contexts_of_an_episode_are_joined_in_time(folder):
+def test_contexts_of_an_episode_are_joined_in_time():
     """The numbers of `test_gae_of_three_tokens_by_hand`: two tokens before a fold and one after it, in other micro-batches."""
-    module = make(folder, url="http://127.0.0.1:1", ppo={"gamma": 0.9, "lam": 0.5})
+    ppo = PPOSettings(gamma=0.9, lam=0.5)
 
     def batch(rows, penalty, values, counts):
         zeros = torch.zeros(len(values))
@@ -336,15 +338,14 @@ def test_contexts_of_an_episode_are_joined_in_time(folder):
         batch([row(1, 2.0), row(0, 3.0, 9)], [0.0, 0.0], [1.5, 1.0], [1, 1]),
         batch([row(0, 0.0)], [0.0, -1.0], [0.5, 1.0], [2]),
     ]
-    module._pay(micro)
+    pay(micro, ESTIMATORS["gae"], ppo, "token")
     assert micro[1]["returns"].tolist() == pytest.approx([1.60875, 2.575])
     assert micro[0]["returns"].tolist() == pytest.approx([2.0, 3.0])  # the other episode's token earns its own reward
     raw = torch.tensor([0.5, 2.0, 1.10875, 1.575])
     scaled = torch.cat([b["advantages"] for b in micro])
     torch.testing.assert_close(scaled, raw / raw.square().mean().sqrt())
     # with `episode` both episodes weigh the same, however many contexts, micro-batches and steps they lie in
-    module.length_norm = "episode"
-    module._pay(micro)
+    pay(micro, ESTIMATORS["gae"], ppo, "episode")
     assert micro[0]["token_weights"].tolist() == pytest.approx([2 / 3, 2.0])
     assert micro[1]["token_weights"].tolist() == pytest.approx([2 / 3, 2 / 3])
 
@@ -525,14 +526,13 @@ def test_inner_epochs_and_minibatches_take_several_steps(folder, server, questio
     assert module.of("ppo/approx_kl")[0] > 1e-6
 
 
-def test_optimizer_steps_are_even_and_take_the_longest_first(folder):
-    module = make(folder, url="http://127.0.0.1:1", ppo={"micro_episodes": 2, "minibatch_episodes": 16})
+def test_optimizer_steps_are_even_and_take_the_longest_first():
     steps = []
     for count in (10, 8, 1, 13):  # of 2 episodes: 20, 16, 2 and 26 of them
         micro = [
             {"number": i, "rows": [TrainingRow([], [], [], [], 0.0, 2 * i + n, 0) for n in range(2)]} for i in range(count)
         ]
-        steps += module._dealt(micro, 0)
+        steps += deal(micro, 16, torch.Generator().manual_seed(0))
     numbers = [[batch["number"] for batch in step] for step in steps]
     assert [len(step) for step in numbers] == [10, 8, 1, 7, 6]  # not 8 and 2, nor 8 and 5
     assert all(step == sorted(step) for step in numbers)
