@@ -18,8 +18,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, compress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from project.errors import InputError
@@ -328,7 +329,7 @@ def in_processes(name: str, work: Callable[[Readable], P], chunks: Iterator[Read
         yield map(work, first)
         return
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_work)
     try:
         yield _shown(name, _ordered(pool, work, chain(first, chunks), 2 * workers))
     except BrokenProcessPool as error:
@@ -349,8 +350,16 @@ def _ordered(pool: ProcessPoolExecutor, work: Callable[[Readable], P], chunks: I
         yield running.popleft().result()
 
 
-def _one_thread() -> None:
+def _begin_work() -> None:
+    """Use one thread, and end with the program: its processes would wait for ever where it is killed."""
     os.environ["POLARS_MAX_THREADS"] = "1"
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _shown(name: str, results: Iterator[P]) -> Iterator[P]:

@@ -4,10 +4,14 @@ import gzip
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +43,11 @@ def unique(row, made):
 def die(row, made):
     if row["n"] == 500:
         os.kill(os.getpid(), signal.SIGKILL)
+    made.put("out", row)
+
+
+def dawdle(row, made):
+    time.sleep(0.02)
     made.put("out", row)
 
 
@@ -150,6 +159,32 @@ def test_a_killed_process_is_one_sentence_and_leaves_nothing(own, small):
     with pytest.raises(InputError, match="a process of die was killed, as the system does when memory ends"):
         run("die", partial(each, die), [own / "in.jsonl"], {"out": own / "out.jsonl"}, {})
     assert [path.name for path in own.iterdir()] == ["in.jsonl"]
+
+
+def test_a_killed_program_takes_its_processes_along(own):
+    write_rows(own / "in.jsonl", [{"n": n} for n in range(20_000)])
+    code = (
+        "from functools import partial\nfrom pathlib import Path\n"
+        "from project import streams\nfrom test_streams import dawdle\n"
+        f"streams.CHUNK_BYTES = 2_000; folder = Path({str(own)!r})\n"
+        "if __name__ == '__main__':\n    streams.run('dawdle', partial(streams.each, dawdle), [folder / 'in.jsonl'], "
+        "{'out': folder / 'out.jsonl'}, {})\n"
+    )
+    (own / "program.py").write_text(code)
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(streams.__file__).parents[1])])
+    process = subprocess.Popen([sys.executable, own / "program.py"], env=os.environ | {"PYTHONPATH": path})
+    end, working = time.monotonic() + 60, []
+    while not working and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.1)
+        working = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert working
+    time.sleep(2)  # they are at work
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(working, timeout=10)
+    for child in alive:
+        child.kill()
+    assert not alive
 
 
 def test_what_does_not_fit_on_the_disk_is_refused_early(own, small, monkeypatch):
