@@ -472,6 +472,16 @@ class Episode:
         """Ids of all passages that the agent was shown, in order, without repeats."""
         return tuple(dict.fromkeys(ident for shown in self.found for ident in shown if ident))
 
+    @property
+    def generated_tokens(self) -> int:
+        """How many tokens the agent wrote."""
+        return sum(len(turn.ids) for turn in self.turns)
+
+    @property
+    def contexts(self) -> int:
+        """How many contexts it took: one more than folds."""
+        return max(1, sum(turn.fresh for turn in self.turns))
+
     def to_conversation(self, tools: Sequence[Row] = ()) -> Conversation:
         """Return the episode as a conversation, for people and for training."""
         info: Row = {"finish_reason": str(self.finish), "prediction": self.answer}

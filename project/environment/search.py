@@ -106,7 +106,6 @@ class SearchEnvironment:
     found: list[tuple[str, ...]] = field(default_factory=list)
     malformed: int = 0
     turns: int = 0
-    folds: int = 0
     folding: bool = False
     """True while a summary is asked for."""
     folded: bool = False
@@ -147,14 +146,14 @@ class SearchEnvironment:
         self.messages += following
         return following
 
-    def wants_fold(self, tokens: int, most: int) -> bool:
+    def wants_fold(self, tokens: int, largest: int) -> bool:
         """Return whether the agent should be asked for a summary now, before its next turn.
 
         It is, too, where another search might leave no room for one; it is not where there is no room now.
 
         Args:
             tokens: of the context with what follows the last turn.
-            most: of what has followed a turn so far.
+            largest: of what has followed a turn so far, in tokens.
         """
         limits = self.limits
         is_on = limits.fold_share is not None or limits.fold_turns is not None
@@ -163,7 +162,7 @@ class SearchEnvironment:
         room = limits.context_tokens - tokens - FOLD_TOKENS - limits.summary_tokens
         is_long = limits.fold_share is not None and tokens > limits.fold_share * limits.context_tokens
         is_due = limits.fold_turns is not None and self._searches >= limits.fold_turns
-        return room >= 0 and (is_long or is_due or room < limits.turn_tokens + most)
+        return room >= 0 and (is_long or is_due or room < limits.turn_tokens + largest)
 
     def ask_for_summary(self) -> list[Message]:
         """Return the message that asks for a summary; the next turn must be one."""
@@ -183,7 +182,6 @@ class SearchEnvironment:
             self.messages += following
             return following
         self.folding, self.folded, self._searches = False, True, 0
-        self.folds += 1
         opening = self.dialect.opening(self.question.question, summary)
         self.messages.append(opening[-1])
         return opening

@@ -39,8 +39,8 @@ def score_episode(episode: Episode, reward: Callable[[Episode], dict[str, float]
         "searches": float(len(episode.queries)),
         "evidence_recall": evidence_recall(episode) if question.evidence else math.nan,
         "reward": reward(episode)["total"],
-        "contexts": float(max(1, sum(turn.fresh for turn in episode.turns))),
-        "generated_tokens": float(sum(len(turn.ids) for turn in episode.turns)),
+        "contexts": float(episode.contexts),
+        "generated_tokens": float(episode.generated_tokens),
     }
     return scores | {f"finish_{reason}": float(episode.finish is reason) for reason in FinishReason}
 

@@ -443,9 +443,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
         means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
         self.log("train/reward", means.pop("total"), prog_bar=True)
         self.log_dict({f"reward/{name}": mean for name, mean in means.items()})
-        self.log("train/contexts", sum(max(1, sum(t.fresh for t in e.turns)) for e in episodes) / len(episodes))
+        self.log("train/contexts", sum(e.contexts for e in episodes) / len(episodes))
         self.log("train/searches", sum(len(e.queries) for e in episodes) / len(episodes))
-        self.log("train/generated_tokens", sum(len(t.ids) for e in episodes for t in e.turns) / len(episodes))
+        self.log("train/generated_tokens", sum(e.generated_tokens for e in episodes) / len(episodes))
         for reason in {e.finish for e in episodes}:
             self.log(f"train/finish_{reason}", sum(e.finish is reason for e in episodes) / len(episodes))
 

@@ -37,7 +37,7 @@ class PPOSettings:
     minibatch_episodes: int = 16
     """Episodes in one optimizer step, about."""
     micro_episodes: int = 4
-    """Episodes in one forward and backward pass."""
+    """Contexts (an episode has one, unless it folds) in one forward and backward pass."""
     clip: float = 0.2
     """Of the ratio, below 1 and, without `clip_high`, above."""
     clip_high: float | None = None

@@ -76,7 +76,7 @@ class AnswerReward:
         costs = {
             "search": self.search_cost * terms.extra_searches(episode),
             "repeat": self.repeat_cost * terms.repeats(episode.queries),
-            "length": self.length_cost * max(0, terms.generated_tokens(episode) - self.free_tokens) / 100,
+            "length": self.length_cost * max(0, episode.generated_tokens - self.free_tokens) / 100,
         }
         scale = min(1.0, self.most_cost / (sum(costs.values()) or 1.0))
         shaping |= {name: -scale * cost for name, cost in costs.items()}

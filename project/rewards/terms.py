@@ -103,8 +103,3 @@ def likeness(one: str, other: str) -> float:
     """Return the share of words that two texts have in common (Jaccard 1912), normalised as answers are."""
     first, second = (set(normalise_answer(text).split()) for text in (one, other))
     return len(first & second) / len(first | second) if first | second else 1.0
-
-
-def generated_tokens(episode: Episode) -> int:
-    """Return how many tokens the agent wrote."""
-    return sum(len(turn.ids) for turn in episode.turns)

@@ -55,7 +55,7 @@ class EpisodeRunner:
                 f"the prompt of question '{question.id}' has {len(context)} tokens; raise context_tokens above "
                 f"{self.limits.context_tokens}"
             )
-        new, fresh, most, turns = context, True, 0, list[Turn]()
+        new, fresh, largest, turns = context, True, 0, list[Turn]()
         while True:
             if len(context) + LEAST_TOKENS > self.limits.context_tokens:
                 environment.finish = FinishReason.CONTEXT_FULL
@@ -71,8 +71,8 @@ class EpisodeRunner:
                 new = context = self.renderer.encode(self.renderer.prompt(following, self.renderer.dialect.tools).text)
                 continue
             new = self.renderer.encode(self.renderer.between(following).text)
-            most = max(most, len(new))
-            if environment.wants_fold(len(context) + len(generation.ids) + len(new), most):
+            largest = max(largest, len(new))
+            if environment.wants_fold(len(context) + len(generation.ids) + len(new), largest):
                 new = self.renderer.encode(self.renderer.between([*following, *environment.ask_for_summary()]).text)
             context = [*context, *generation.ids, *new]
         return _episode(environment, turns)
