@@ -70,9 +70,9 @@ class QuestionLoader:
         """
         if state.get("plan") != self._digest():
             raise InputError(
-                "the checkpoint stands in another plan of the questions: the file, data.train_limit, data.train_balanced, "
-                "data.train_passes, data.batch_questions or data.seed has changed; give what it was made with, or start "
-                "without --ckpt_path"
+                "the checkpoint stands in another plan of the questions: the file, data.kinds, data.train_limit, "
+                "data.train_balanced, data.train_passes, data.batch_questions or data.seed has changed; give what it was made "
+                "with, or start without --ckpt_path"
             )
         self.epoch, self.position = state["epoch"], state["position"]
 
@@ -116,6 +116,7 @@ class QuestionDataModule(LightningDataModule):
         train_limit: int | None = None,
         train_balanced: bool = False,
         train_passes: int = 1,
+        kinds: Sequence[str] | None = None,
         seed: int = 0,
         check_split: bool = True,
     ) -> None:
@@ -133,6 +134,7 @@ class QuestionDataModule(LightningDataModule):
             train_balanced: draw as many of each kind of question, give or take one, and deal them so to the batches: the
                 commonest kind's habits (one search is enough) are else learnt for all.
             train_passes: times that an epoch of training goes over them.
+            kinds: use only questions of these kinds, of each file; None uses all.
             seed: of the draws, and of the order of the training questions.
             check_split: refuse training, validation and test questions that share a group, or a question with its answer.
         """
@@ -141,7 +143,7 @@ class QuestionDataModule(LightningDataModule):
         self.data_files = {name: Path(path) for name, path in files.items() if path is not None}
         self.batch_questions, self.eval_batch_questions = batch_questions, eval_batch_questions
         self.limit, self.train_limit, self.train_passes, self.seed = limit, train_limit, train_passes, seed
-        self.train_balanced, self.check_split = train_balanced, check_split
+        self.train_balanced, self.kinds, self.check_split = train_balanced, kinds, check_split
         self._questions: dict[str, list[Question]] = {}
 
     def setup(self, stage: str) -> None:
@@ -153,6 +155,15 @@ class QuestionDataModule(LightningDataModule):
         if self.check_split:
             sides = {name: found for name, found in self._questions.items() if name != "predict"}
             refuse_overlap({f"the {name} questions": set().union(*map(marks, found)) for name, found in sides.items()})
+        if self.kinds is not None:
+            self._questions = {name: self._of_kinds(name, found) for name, found in self._questions.items()}
+
+    def _of_kinds(self, name: str, questions: list[Question]) -> list[Question]:
+        chosen = [question for question in questions if question.kind in (self.kinds or ())]
+        if not chosen:
+            held = ", ".join(sorted({str(question.kind) for question in questions}))
+            raise InputError(f"{self.data_files[name]} holds no question of data.kinds={self.kinds}; its kinds are {held}")
+        return chosen
 
     def train_dataloader(self) -> QuestionLoader:
         """Return shuffled batches of training questions."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from project.errors import InputError
 from project.files import file_digest
+from project.modules.ranks import gathered
 
 BASE_DIGEST = "seeker_base"
 OPTIMIZER_SETTINGS = "seeker_optimizer"
@@ -58,7 +59,7 @@ class AdapterCheckpoint:
         trainer = self._own_trainer()
         parts = trainer.accumulate_grad_batches if trainer is not None else 1
         inside = parts > 1 and trainer.fit_loop.epoch_loop.batch_progress.current.ready % parts
-        checkpoint[RANDOM_STATES] = of_all_ranks(self._random or (inside and self._random_of_step) or random_state())
+        checkpoint[RANDOM_STATES] = gathered(self._random or (inside and self._random_of_step) or random_state())
         checkpoint[ACCUMULATE] = parts
         if frozen:
             checkpoint[BASE_DIGEST] = self._base
@@ -211,15 +212,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
-
-
-def of_all_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return every rank's state, in order; all ranks must call it."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, state)
-    return states
 
 
 def base_digest(model_path: str) -> str:

@@ -19,6 +19,7 @@ from project.environment.search import EpisodeLimits, RetrieverTool
 from project.errors import InputError, RetrievalError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
+from project.modules.ranks import gathered_or_raised, part_of
 from project.records import Episode, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
@@ -120,10 +121,19 @@ class SearchAgent(LightningModule):
     # --- episodes ----------------------------------------------------------------------------------------------------
 
     def run_episodes(self, questions: list[Question], seeds: list[int], temperature: float) -> list[Episode]:
-        """Run one episode per question; a share of failed searches over 10 % stops the run."""
+        """Run one episode per question, each rank its part of them, and return all of them on every rank, in order.
+
+        Raises:
+            RetrievalError: over 10 % of the episodes lost their search tool.
+        """
         assert self._engine is not None
-        tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk) if self.retrieval_url else None
-        episodes = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature).run(questions, seeds)
+        engine, mine = self._engine, part_of(len(questions))
+
+        def run() -> list[Episode]:
+            tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk) if self.retrieval_url else None
+            return EpisodeRunner(engine, self.renderer, tool, self.limits, temperature).run(questions[mine], seeds[mine])
+
+        episodes = [episode for of_rank in gathered_or_raised(run) for episode in of_rank]
         failed = [e for e in episodes if e.finish.is_environment_failure]
         if len(failed) > 0.1 * len(episodes):
             raise RetrievalError(f"{len(failed)} of {len(episodes)} episodes lost their search tool: {failed[0].error}")
@@ -163,10 +173,11 @@ class SearchAgent(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Write `predictions.parquet` into the run's folder."""
-        path = Path(self.trainer.default_root_dir) / "predictions.parquet"
-        write_rows(path, map(self._prediction, self._episodes))
-        self._keep(path)
+        path, episodes = Path(self.trainer.default_root_dir) / "predictions.parquet", self._episodes
         self._episodes = []
+        if self.trainer.is_global_zero:
+            write_rows(path, map(self._prediction, episodes))
+            self._keep(path)
 
     def _report(self, stage: str) -> None:
         episodes, self._episodes = self._episodes, []
@@ -181,7 +192,7 @@ class SearchAgent(LightningModule):
             self._log_estimate(stage, f"em_{kind}", of_kind, share=True)
         self.log_dict({f"{stage}/n": float(len(scores)), f"{stage}/environment_failures": float(len(episodes) - len(scores))})
         self._report_decision(stage, episodes)
-        if stage == "test" and not self.trainer.sanity_checking:
+        if stage == "test" and not self.trainer.sanity_checking and self.trainer.is_global_zero:
             self._keep_scores(episodes)
 
     def _log_estimate(self, stage: str, name: str, values: list[float], *, share: bool) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from project.losses import (
     explained_variance,
     k1_kl,
     k3_kl,
-    length_weights,
     ppo_policy_loss,
     value_loss,
 )
@@ -38,15 +38,19 @@ from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.agent import SearchAgent
 from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
-from project.modules.ppo_batches import Batch, deal, pay
+from project.modules.ppo_batches import FILLER, Batch, Notes, Step, deal, pay, plan, together
 from project.modules.ppo_settings import PPOSettings
+from project.modules.ranks import gathered, same_on_all, sum_gradients, summed, world
 from project.modules.sft import check_finite
+from project.modules.sharding import shard, whole
 from project.records import Episode, Question
 from project.rollouts.rows import TrainingRow, collate_rows, training_rows
 from project.runtime import return_freed_memory
 
 logger = logging.getLogger(__name__)
 
+NOTES = ("old_values", "penalty", "kl", "engine_gap", "importance", "entropy", "token_weights")
+"""What all ranks learn of each row's trained tokens."""
 KL_GAIN, KL_ERROR = 0.1, 0.2
 """How fast an update steers the KL's coefficient, and the largest relative error that it heeds."""
 SAME_REWARD = 1e-6
@@ -132,22 +136,27 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """Load the policy with a fresh adapter, and the critic where the estimator has one."""
         if self.policy is None:
             self.pin_base()
-            self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name)
+            mesh, empty = self.device_mesh, self.device_mesh is not None and self.device_mesh.get_rank() > 0
+            self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name, empty=empty)
+            if mesh is not None:
+                shard(self.policy, mesh["data_parallel"])
             self.critic = Critic(self.policy.hidden_size) if self.estimator.critic else None
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
-        """AdamW for the policy, whose steps `global_step` counts (trap 15), and one for a critic."""
+        """AdamW for the policy, and one for a critic."""
         assert self.policy is not None
         made = [make_optimizer(self.policy, self.learning_rate)]
         return made if self.critic is None else [*made, make_optimizer(self.critic, self.critic_learning_rate)]
 
     def on_fit_start(self) -> None:
         """Start the engine inside Lightning's process group."""
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        if world != self.trainer.world_size:
-            raise EngineError(f"the process group has {world} ranks and the trainer {self.trainer.world_size}; restart the run")
-        if world > 1:
-            raise InputError(f"PPO plans its rows for one process, got {world}; set trainer.devices: 1 and num_nodes: 1")
+        _, ranks = world()
+        if ranks != self.trainer.world_size:
+            raise EngineError(f"the process group has {ranks} ranks and the trainer {self.trainer.world_size}; restart the run")
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise InputError("trainer.precision: 16-mixed scales gradients, which this training does not undo; take bf16-mixed")
+        if self.critic is not None:
+            same_on_all(self.critic)
         self._start_engine()
 
     def on_train_start(self) -> None:
@@ -191,13 +200,20 @@ class PPO(AdapterCheckpoint, SearchAgent):
         rows = self._telling_rows(episodes, rewards)
         self.log("train/trained_share", len({row.episode for row in rows}) / len(episodes))
         if rows:
-            self._train(self._prepare(rows))
+            self._train(rows)
         trained = time.perf_counter()
         self._sync()
-        self.updates.add_(1)
+        self._count_update()
         self._log_episodes(episodes, scores)
         times = {"rollout": rolled - started, "train": trained - rolled, "sync": time.perf_counter() - trained}
         self.log_dict({f"time/{name}_s": seconds for name, seconds in times.items()})
+
+    def _count_update(self) -> None:
+        """Have `global_step`, by which Lightning saves, logs and stops, count updates and not steps inside them (trap 15)."""
+        self.updates.add_(1)
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
 
     def _rollout(self, batch: list[Question]) -> tuple[list[Episode], list[dict[str, float]]]:
         questions = [question for question in batch for _ in range(self.ppo.episodes_per_question)]
@@ -240,30 +256,36 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def _stop(self, reward: float) -> None:
         """End the run, which learns nothing any more: well if it ever did, its model exported, else with an error."""
         said = f"for {int(self.flat)} updates the episodes of each question have earned the same, {reward:.3g} on average now"
-        if not self.trainer.global_step:
+        if int(self.flat) > int(self.updates):
             raise TrainingError(f"{said}; start from a model that is sometimes right, or raise ppo.episodes_per_question")
         logger.warning("%s: the run ends", said)
         self.trainer.should_stop = True
 
-    def _train(self, micro: list[Batch]) -> None:
+    def _train(self, rows: list[TrainingRow]) -> None:
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
+        planned = plan(rows, self.ppo.micro_episodes, world()[1])
+        micro, notes = self._prepare(rows, planned)
         steps: list[dict[str, Tensor]] = []
         if self.critic is None or int(self.critic_fits) >= self.ppo.critic_warmup:
-            episodes = self.ppo.minibatch_episodes
-            dealt = [deal(micro, episodes, self._generator(epoch)) for epoch in range(self.ppo.inner_epochs)]
-            share = sum(len(b["advantages"]) for b in micro) / len(dealt[0])
-            for part in (part for parts in dealt for part in parts):
-                steps.append(self._optimizer_step(part, share))
-                if self.ppo.kl_stop is not None and float(steps[-1]["approx_kl"]) > self.ppo.kl_stop:
+            norm, episodes = self.length_norm, self.ppo.minibatch_episodes
+            for epoch in range(self.ppo.inner_epochs):
+                for step in deal(planned, rows, notes, episodes, norm, self._generator(epoch)):
+                    steps.append(self._optimizer_step([micro[i] for i in step.micro], step))
+                    if self._is_far(steps[-1]):
+                        break
+                if self._is_far(steps[-1]):
                     break
         if steps:
             self.log_dict({f"ppo/{name}": sum(step[name] for step in steps) / len(steps) for name in steps[0]})
             self.log("ppo/steps", len(steps))
         if self.critic is not None:
-            self._fit_critic(micro)
+            self._fit_critic(micro, [len(note["penalty"]) for note in notes])
             self.critic_fits.add_(1)
         if steps and self.ppo.kl_target is not None:
-            self._steer_kl(float(torch.cat([b["kl"] for b in micro]).mean()), self.ppo.kl_target)
+            self._steer_kl(float(together(notes, "kl").mean()), self.ppo.kl_target)
+
+    def _is_far(self, step: dict[str, Tensor]) -> bool:
+        return self.ppo.kl_stop is not None and float(step["approx_kl"]) > self.ppo.kl_stop
 
     def _steer_kl(self, kl: float, target: float) -> None:
         """Raise the KL's coefficient where the policy is further from the reference than wanted (Ziegler et al. 2019)."""
@@ -275,23 +297,26 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """The KL's coefficient as it is now."""
         return self.ppo.kl_coef * float(self.kl_scale)
 
-    def _prepare(self, rows: list[TrainingRow]) -> list[Batch]:
-        """Return micro-batches of rows of like length, with old and reference log-probabilities, advantages and returns."""
-        rows = sorted(rows, key=lambda row: -len(row.ids))
-        size = self.ppo.micro_episodes
-        micro = []
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
-            found = collate_rows(chosen)
-            batch: Batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
-            micro.append(self._annotate(batch | {"rows": chosen}))
-        pay(micro, self.estimator, self.ppo, self.length_norm)
-        self._log_annotations(micro)
-        return micro
+    def _prepare(self, rows: list[TrainingRow], planned: list[list[list[int]]]) -> tuple[list[Batch], list[Notes]]:
+        """Return this rank's micro-batches, and every row's notes, with advantages and returns."""
+        rank, _ = world()
+        micro = [self._annotate([rows[i] for i in ranks[rank]], ranks[rank]) for ranks in planned]
+        mine = [(i, {name: note.cpu() for name, note in of_row.items()}) for batch in micro for i, of_row in _split(batch)]
+        notes = [note for _, note in sorted((pair for part in gathered(mine) for pair in part), key=lambda pair: pair[0])]
+        pay(rows, notes, self.estimator, self.ppo, self.length_norm)
+        for batch in micro:
+            for name in ("advantages", "returns", "token_weights"):
+                parts = [notes[i][name] for i in batch["numbers"]]
+                batch[name] = torch.cat([*parts, torch.zeros(0)]).to(self.device)
+        self._log_annotations(notes)
+        return micro, notes
 
     @torch.no_grad()
-    def _annotate(self, batch: Batch) -> Batch:
+    def _annotate(self, rows: list[TrainingRow], numbers: list[int]) -> Batch:
+        """Return a micro-batch of these rows, with the log-probabilities and values before the update."""
         assert self.policy is not None
+        found = collate_rows(rows or [FILLER])
+        batch: Batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
         logprobs, hidden, entropy = self._forward(batch, entropy=True)
         values = torch.zeros_like(logprobs) if self.critic is None else self.critic(hidden)
         with self.policy.reference():
@@ -300,20 +325,19 @@ class PPO(AdapterCheckpoint, SearchAgent):
         penalty = self.kl_coef * kl if self.kl_in == "reward" else torch.zeros_like(kl)
         behaviour = batch["logprobs"][batch["trained"]]
         return batch | {
+            "rows": rows,
+            "numbers": numbers,
+            "counts": [sum(row.trained) for row in rows],
+            "hidden": hidden if self.critic is not None else None,
             "old_logprobs": logprobs,
             "old_values": values,
             "reference": reference,
-            "hidden": hidden if self.critic is not None else None,
             "entropy": entropy,
             "kl": kl,
+            "penalty": penalty,
             "engine_gap": (logprobs - behaviour).abs(),
             "importance": (logprobs - behaviour).exp().clamp(max=self.ppo.importance_cap),
             "token_weights": batch["weights"][batch["trained"]],
-            "token_episodes": batch["episodes"][batch["trained"]],
-            "penalty": penalty,
-            "counts": [int(trained.sum()) for trained in batch["trained"].split(batch["lengths"])],
-            "advantages": torch.zeros_like(logprobs),
-            "returns": torch.zeros_like(logprobs),
         }
 
     def _forward(self, batch: Batch, *, entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -339,29 +363,32 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))
 
-    def _optimizer_step(self, micro: list[Batch], share: float) -> dict[str, Tensor]:
-        """Take a step; `share` is the tokens of the update over its steps."""
-        optimizer: Any = self._optimizers()[0]
+    def _optimizer_step(self, micro: list[Batch], step: Step) -> dict[str, Tensor]:
+        """Take a step on this rank's micro-batches, together with all ranks."""
+        optimizer, policy = self._optimizers()[0].optimizer, self.policy
+        assert policy is not None
         optimizer.zero_grad()
-        weights, total = torch.cat([b["token_weights"] for b in micro]), share
-        if self.length_norm == "token":
-            total = len(weights)
-            weights = length_weights(weights, torch.cat([b["token_episodes"] for b in micro]))
         metrics: dict[str, Tensor] = {}
-        for batch, weights_N in zip(micro, weights.split([len(b["advantages"]) for b in micro]), strict=True):
-            loss, found = self._loss(batch, weights_N, total)
-            self.manual_backward(loss)
-            for name, value in found.items():
-                metrics[name] = metrics.get(name, torch.zeros(())) + value.detach()
+        for batch in micro:
+            loss, found = self._loss(batch, batch["token_weights"] * step.scale, step.tokens)
+            self._backward(loss)
+            metrics = {name: metrics.get(name, 0) + value.detach() for name, value in found.items()}
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        sum_gradients(trained)
+        metrics = summed(metrics)
         check_finite(self)
-        assert self.policy is not None
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
         if all(p.grad is None for p in trained):
             raise TrainingError(f"no gradient reached any of the policy's {len(trained)} trained tensors; check its adapter")
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm)
-        optimizer.step()
+        metrics["grad_norm"] = whole(nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm))
+        # Lightning's own optimizer would count each of an update's steps in `global_step`
+        self.trainer.strategy.optimizer_step(optimizer, closure=_nothing)
         self._moved = self._moved or bool(metrics["grad_norm"] > 0)
         return metrics
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add to this rank's gradients: they are summed once a step, for DDP would reduce its own after each micro-batch."""
+        with getattr(self.trainer.strategy, "block_backward_sync", nullcontext)():
+            self.manual_backward(loss)
 
     def _loss(self, batch: Batch, weights_N: Tensor, total: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a micro-batch's share of the step's loss, and what is logged of it."""
@@ -383,21 +410,31 @@ class PPO(AdapterCheckpoint, SearchAgent):
         found = self.optimizers()
         return found if isinstance(found, list) else [found]
 
-    def _fit_critic(self, micro: list[Batch]) -> None:
-        """Fit the critic to the update's returns, on the hidden states that its values were taken from."""
+    def _fit_critic(self, micro: list[Batch], counts: list[int]) -> None:
+        """Fit the critic to the update's returns, on the hidden states that its values were taken from.
+
+        Args:
+            micro: of this rank.
+            counts: trained tokens of each of the update's rows, of which a step draws the same on all ranks.
+        """
         assert self.critic is not None
         hidden, values, returns = (torch.cat([b[name] for b in micro]) for name in ("hidden", "old_values", "returns"))
-        optimizer = self._optimizers()[1].optimizer  # Lightning's own would count its steps
+        tokens = torch.arange(sum(counts)).split(counts)
+        mine = torch.cat([torch.zeros(0, dtype=torch.long), *(tokens[i] for b in micro for i in b["numbers"])])
+        optimizer = self._optimizers()[1].optimizer
         generator = self._generator(-1)
         for _ in range(self.ppo.critic_steps):
-            rows = torch.randperm(len(hidden), generator=generator)[: self.ppo.critic_rows].to(self.device)
-            loss, metrics = value_loss(self.critic(hidden[rows]), values[rows], returns[rows], len(rows), self.ppo.value_clip)
+            drawn = torch.randperm(sum(counts), generator=generator)[: self.ppo.critic_rows]
+            rows = torch.isin(mine, drawn).nonzero()[:, 0].to(self.device)
+            loss, metrics = value_loss(self.critic(hidden[rows]), values[rows], returns[rows], len(drawn), self.ppo.value_clip)
             optimizer.zero_grad()
-            self.manual_backward(loss)
+            self._backward(loss)
+            sum_gradients(self.critic.parameters())
             check_finite(self)
             nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
             optimizer.step()
-        self.log_dict({"ppo/value_loss": loss.detach(), **{f"ppo/{name}": value for name, value in metrics.items()}})
+        logged = summed({"value_loss": loss, **metrics})
+        self.log_dict({f"ppo/{name}": value for name, value in logged.items()})
 
     # --- sync and logs -----------------------------------------------------------------------------------------------
 
@@ -409,7 +446,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         prompt = self.renderer.encode(self.renderer.prompt(self.dialect.opening("Which metal is liquid?")).text)
         canary = self.renderer.encode("<think>\nI search for the liquid metal.\n</think>")
         engine = torch.tensor(self._engine.score(prompt, canary))
-        gap = float((engine - self._score(prompt, canary)).abs().mean())
+        gap = max(gathered(float((engine - self._score(prompt, canary)).abs().mean())))
         if log:
             self.log_dict({"sync/changed_share": changed, "sync/canary_gap": gap, "sync/version": float(self._engine.version)})
         if self._moved and changed == 0:
@@ -432,12 +469,11 @@ class PPO(AdapterCheckpoint, SearchAgent):
         labels, head = whole[len(prompt) :], self.policy.head
         return self.policy(whole, [len(whole)], lambda hidden: chunked_logprobs(head, hidden[before], labels)).cpu()  # type: ignore[no-any-return]
 
-    def _log_annotations(self, micro: list[Batch]) -> None:
-        values, returns = (torch.cat([b[name] for b in micro]) for name in ("old_values", "returns"))
+    def _log_annotations(self, notes: list[Notes]) -> None:
         if self.critic is not None:
-            self.log("ppo/explained_variance", explained_variance(values, returns))
+            self.log("ppo/explained_variance", explained_variance(together(notes, "old_values"), together(notes, "returns")))
         for name in ("kl", "engine_gap", "importance", "entropy"):
-            self.log(f"ppo/{name}", torch.cat([b[name] for b in micro]).mean())
+            self.log(f"ppo/{name}", together(notes, name).mean())
 
     def _log_episodes(self, episodes: Sequence[Episode], scores: Sequence[dict[str, float]]) -> None:
         means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
@@ -451,7 +487,17 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     def on_fit_end(self) -> None:
         """Write the merged folder."""
-        if self.trainer.is_global_zero and not self.trainer.interrupted:
+        if not self.trainer.interrupted:
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
-            export_merged(self.policy, self.tokenizer, self.settings, folder)
+            export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
+
+
+def _split(batch: Batch) -> list[tuple[int, Notes]]:
+    """Return the number and the notes of each row of a micro-batch."""
+    parts = {name: batch[name].split(batch["counts"]) for name in NOTES}
+    return [(number, {name: parts[name][i] for name in NOTES}) for i, number in enumerate(batch["numbers"])]
+
+
+def _nothing() -> None:
+    """Stand for the closure of a step whose gradients are there."""

@@ -1,14 +1,16 @@
-"""What an update trains on: its micro-batches, paid after all of them are annotated, and dealt to optimizer steps.
+"""What an update trains on: rows dealt to ranks and micro-batches, paid after all of them are annotated, dealt to steps.
 
-A micro-batch is a dictionary. Of its rows' trained tokens, laid end to end, (N,): `old_logprobs`, `old_values`, `reference`,
-`entropy`, `kl`, `penalty`, `engine_gap`, `importance`, `token_weights`, `token_episodes`, `advantages`, `returns`, and with a
-critic `hidden`, (N, H). `rows` are the `TrainingRow`s and `counts` the trained tokens of each. The rest is of `collate_rows`.
+A row's notes hold for its trained tokens, (N,): `old_logprobs`, `old_values`, `reference`, `entropy`, `kl`, `penalty`,
+`engine_gap`, `importance`, `token_weights`, and after `pay` `advantages` and `returns`. A micro-batch is a dictionary of what
+`collate_rows` returns, the `rows`, their `numbers` in the update, the `counts` of their trained tokens, their notes end to end,
+and with a critic `hidden`, (N, H).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,56 +18,89 @@ from torch import Tensor
 from project.advantages import Estimator, gae
 from project.losses import LengthNorm, length_weights
 from project.modules.ppo_settings import PPOSettings
+from project.rollouts.rows import TrainingRow
 
 Batch = dict[str, Any]
+Notes = dict[str, Tensor]
+FILLER = TrainingRow([0, 0], [False, False], [0.0, 0.0], [0.0, 0.0], 0.0, -1, 0)
+"""A row of which nothing is trained."""
 
 
-def pay(micro: list[Batch], estimator: Estimator, ppo: PPOSettings, norm: LengthNorm) -> None:
-    """Put advantages, returns and what each token counts into an update's micro-batches.
+class Step(NamedTuple):
+    """One optimizer step."""
+
+    micro: list[int]
+    """The numbers of its micro-batches, the same on all ranks."""
+    tokens: float
+    """What its sums over all ranks' trained tokens are divided by."""
+    scale: float
+    """What its token weights are multiplied by."""
+
+
+def plan(rows: Sequence[TrainingRow], size: int, ranks: int) -> list[list[list[int]]]:
+    """Return, for each micro-batch number, the rows of each rank's: all ranks run the same number of them.
+
+    Rows that run together are of like length, the longest first, so that no rank waits for another. In the last some ranks may
+    have no row: they run a filler that counts nothing (`collate_rows` of no rows), or the others would wait for them for ever.
+    """
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+    columns = [order[start : start + size * ranks] for start in range(0, len(order), size * ranks)]
+    return [[column[rank::ranks] for rank in range(ranks)] for column in columns]
+
+
+def pay(rows: Sequence[TrainingRow], notes: Sequence[Notes], estimator: Estimator, ppo: PPOSettings, norm: LengthNorm) -> None:
+    """Put advantages, returns and what each token counts into the notes of an update's rows.
 
     The contexts of an episode are joined in time: the value after the last token of one is that of the next one's first.
     """
-    parts = [(row, batch, i) for batch in micro for i, row in enumerate(batch["rows"])]
-    parts.sort(key=lambda part: (part[0].episode, part[0].part))
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].episode, rows[i].part))
     lam = ppo.lam if estimator.critic else 1.0
-    for _, contexts in groupby(parts, key=lambda part: part[0].episode):
+    for _, contexts in groupby(order, key=lambda i: rows[i].episode):
         joined = list(contexts)
-        penalties, values = ([_of_row(batch, name, i) for _, batch, i in joined] for name in ("penalty", "old_values"))
-        rewards = -torch.cat(penalties)
-        rewards[-1] += joined[-1][0].reward
-        found = gae(rewards, torch.cat(values), ppo.gamma, lam)
-        counts = [len(part) for part in penalties]
-        for (_, batch, i), advantages, returns in zip(joined, *(of.split(counts) for of in found), strict=True):
-            _of_row(batch, "advantages", i).copy_(advantages)
-            _of_row(batch, "returns", i).copy_(returns)
-    _put(micro, "advantages", estimator.normalise(_all(micro, "advantages")))
+        rewards = -torch.cat([notes[i]["penalty"] for i in joined])
+        rewards[-1] += rows[joined[-1]].reward
+        found = gae(rewards, torch.cat([notes[i]["old_values"] for i in joined]), ppo.gamma, lam)
+        counts = [len(notes[i]["penalty"]) for i in joined]
+        for i, advantages, returns in zip(joined, *(of.split(counts) for of in found), strict=True):
+            notes[i]["advantages"], notes[i]["returns"] = advantages, returns
+    _put(notes, "advantages", estimator.normalise(together(notes, "advantages")))
     if norm != "token":  # of whole episodes, whose contexts may be dealt to several steps
-        weights, episodes = _all(micro, "token_weights"), _all(micro, "token_episodes")
-        _put(micro, "token_weights", length_weights(weights, episodes, norm, ppo.length_tokens))
+        episodes = torch.cat([torch.full((len(note["penalty"]),), row.episode) for row, note in zip(rows, notes, strict=True)])
+        weights = together(notes, "token_weights")
+        _put(notes, "token_weights", length_weights(weights, episodes.to(weights.device), norm, ppo.length_tokens))
 
 
-def deal(micro: list[Batch], episodes_a_step: int, generator: torch.Generator) -> list[list[Batch]]:
-    """Return the micro-batches of each of an epoch's optimizer steps.
+def deal(
+    planned: Sequence[Sequence[Sequence[int]]],
+    rows: Sequence[TrainingRow],
+    notes: Sequence[Notes],
+    episodes_a_step: int,
+    norm: LengthNorm,
+    generator: torch.Generator,
+) -> list[Step]:
+    """Return an epoch's optimizer steps.
 
     The longest of a step comes first, so that the heap grows once. All steps get the same number of micro-batches, give or
     take one: Adam would give a small rest the weight of a whole step.
     """
-    order = torch.randperm(len(micro), generator=generator)
-    episodes = len({row.episode for batch in micro for row in batch["rows"]})
-    steps = max(1, round(episodes / episodes_a_step))
-    parts = order.tensor_split(min(steps, len(micro)))
-    return [[micro[i] for i in sorted(part.tolist())] for part in parts]
+    order = torch.randperm(len(planned), generator=generator)
+    steps = max(1, round(len({row.episode for row in rows}) / episodes_a_step))
+    parts = [sorted(part.tolist()) for part in order.tensor_split(min(steps, len(planned)))]
+    share = sum(len(note["token_weights"]) for note in notes) / len(parts)
+    return [Step(part, share, 1.0) if norm != "token" else _by_tokens(part, planned, notes) for part in parts]
 
 
-def _of_row(batch: Batch, name: str, row: int) -> Tensor:
-    """Return what a micro-batch holds of the trained tokens of one of its rows, as a view."""
-    return batch[name].split(batch["counts"])[row]  # type: ignore[no-any-return]
+def _by_tokens(part: list[int], planned: Sequence[Sequence[Sequence[int]]], notes: Sequence[Notes]) -> Step:
+    """Return a step whose token weights have a mean of 1."""
+    weights = together([notes[i] for number in part for of_rank in planned[number] for i in of_rank], "token_weights")
+    return Step(part, len(weights), len(weights) / max(float(weights.sum()), 1e-12))
 
 
-def _all(micro: list[Batch], name: str) -> Tensor:
-    return torch.cat([batch[name] for batch in micro])
+def together(notes: Sequence[Notes], name: str) -> Tensor:
+    """Return what the notes of several rows hold under a name, end to end."""
+    return torch.cat([note[name] for note in notes])
 
 
-def _put(micro: list[Batch], name: str, whole: Tensor) -> None:
-    for batch, part in zip(micro, whole.split([len(batch[name]) for batch in micro]), strict=True):
-        batch[name] = part
+def _put(notes: Sequence[Notes], name: str, values: Tensor) -> None:
+    for note, part in zip(notes, values.split([len(note[name]) for note in notes]), strict=True):
+        note[name] = part

@@ -227,3 +227,16 @@ def test_a_position_among_other_questions_is_refused(change):
     QuestionLoader(**given).load_state_dict(state)
     with pytest.raises(InputError, match="stands in another plan of the questions"):
         QuestionLoader(**{**given, **change}).load_state_dict(state)
+
+
+def test_kinds_choose_from_each_file(tmp_path):
+    path, other = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
+    kinds = ["one_hop", "two_hop", "two_hop", None]
+    write_rows(path, (Question(f"q{i}", f"What is {i}?", ("a",), kind=kind).to_row() for i, kind in enumerate(kinds)))
+    write_rows(other, [Question("v", "What is v?", ("a",), kind="one_hop").to_row()])
+    module = QuestionDataModule(path, batch_questions=2, kinds=["two_hop"])
+    module.setup("fit")
+    assert {question.id for batch in module.train_dataloader() for question in batch} == {"q1", "q2"}
+    module = QuestionDataModule(path, other, kinds=["two_hop", "three_hop"])
+    with pytest.raises(InputError, match=r"validation.jsonl holds no question of data.kinds=.*; its kinds are one_hop"):
+        module.setup("fit")

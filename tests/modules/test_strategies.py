@@ -99,7 +99,7 @@ def words_of(config: Path, folder: Path, strategy: str, model: str, checkpoint: 
 
 
 def start(*words: str) -> None:
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=500, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
