@@ -5,17 +5,19 @@ the question and what it summarised. `messages` keeps everything that was said.
 
 Protocol of an episode: `opening()` once, then `step(text)` for each turn. A turn searches (all its queries at once),
 answers, or is malformed: then the agent gets a short correction, and after `max_malformed` of them the episode ends.
-A failed search is the environment's failure (`RetrievalError` becomes `tool_error` or `timeout`), never an empty result.
+A failed search is the environment's failure (`tool_error`, or `timeout` of one that takes too long), never an empty result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from project.corpus.retrievers import SeededRetriever
 from project.dialects import FOLD_REQUEST, Action, Dialect, clean_summary
+from project.environment.fit import fit
 from project.errors import InputError, RetrievalError
 from project.records import Document, FinishReason, Message, Question
 
@@ -67,8 +69,12 @@ class EpisodeLimits:
     """Tokens the agent may write in one turn."""
     context_tokens: int = 1024
     """Tokens of the whole conversation."""
-    result_chars: int = 1200
-    """Characters of results a turn is shown; whole documents beyond that are left out, the last first."""
+    result_tokens: int = 400
+    """Tokens of results a turn is shown, shared evenly by its queries; the last passage that is shown may be cut."""
+    search_seconds: float = 60.0
+    """Wall time that a turn's searches may take; longer ends the episode, which is not trained."""
+    episode_seconds: float | None = None
+    """Wall time that an episode may take, likewise; None leaves it all the time it needs."""
     fold_share: float | None = None
     """Share of `context_tokens` beyond which, after a search, the agent is asked to fold; None never does."""
     fold_turns: int | None = None
@@ -84,6 +90,9 @@ class EpisodeLimits:
             raise InputError(f"limits.fold_turns={self.fold_turns} must be at least 1")
         if self.summary_tokens < 1:
             raise InputError(f"limits.summary_tokens={self.summary_tokens} must be at least 1")
+        for name in ("result_tokens", "search_seconds", "episode_seconds"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise InputError(f"limits.{name}={value} must be above 0")
         if self.fold_share is not None and self.fold_share * self.context_tokens + self.summary_tokens > self.context_tokens:
             raise InputError(
                 f"limits.fold_share={self.fold_share} of context_tokens={self.context_tokens} leaves less than "
@@ -99,6 +108,8 @@ class SearchEnvironment:
     dialect: Dialect
     tool: SearchTool | None
     limits: EpisodeLimits
+    count: Callable[[str], int]
+    """Returns how many tokens a text has."""
     messages: list[Message] = field(default_factory=list)
     finish: FinishReason | None = None
     answer: str | None = None
@@ -190,25 +201,17 @@ class SearchEnvironment:
         if self.tool is None:
             raise InputError("this run has no search tool; give model.index or model.retrieval_url, or limits.max_turns 1")
         try:
-            found = await self.tool.search(action.queries, f"{self.question.id}/{self.turns}")
-        except RetrievalError as error:
-            self.error = str(error)
-            self.finish = FinishReason.TOOL_ERROR
+            async with asyncio.timeout(self.limits.search_seconds):
+                found = await self.tool.search(action.queries, f"{self.question.id}/{self.turns}")
+        except (RetrievalError, TimeoutError) as error:
+            is_late = isinstance(error, TimeoutError)
+            self.error = f"a search took over limits.search_seconds={self.limits.search_seconds:g}" if is_late else str(error)
+            self.finish = FinishReason.TIMEOUT if is_late else FinishReason.TOOL_ERROR
             return []
-        found = [self._fit(documents, len(found)) for documents in found]
+        found = [fit(documents, self.limits.result_tokens // len(found), self.count) for documents in found]
         self._searches += 1
         self.found.append(tuple(document.id for documents in found for document in documents))
         return self.dialect.results(found, action)
-
-    def _fit(self, documents: list[Document], queries: int) -> list[Document]:
-        budget = self.limits.result_chars // max(1, queries)
-        kept: list[Document] = []
-        for document in documents:
-            budget -= len(document.title) + len(document.content)
-            if budget < 0 and kept:
-                break
-            kept.append(document)
-        return kept
 
     def _correct(self, text: str, reason: str) -> list[Message]:
         self.malformed += 1

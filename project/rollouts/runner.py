@@ -47,26 +47,37 @@ class EpisodeRunner:
 
     async def episode(self, question: Question, seed: int) -> Episode:
         """Run one episode to its end."""
-        environment = SearchEnvironment(question, self.renderer.dialect, self.tool, self.limits)
+        environment = SearchEnvironment(question, self.renderer.dialect, self.tool, self.limits, self._count)
+        turns = list[Turn]()
+        try:
+            async with asyncio.timeout(self.limits.episode_seconds):
+                await self._run(environment, seed, turns)
+        except TimeoutError:
+            environment.finish = FinishReason.TIMEOUT
+            environment.error = f"the episode took over limits.episode_seconds={self.limits.episode_seconds:g}"
+        return _episode(environment, turns)
+
+    async def _run(self, environment: SearchEnvironment, seed: int, turns: list[Turn]) -> None:
+        """Take an episode's turns until it has ended."""
         prompt = self.renderer.prompt(environment.opening(), self.renderer.dialect.tools)
         context = self.renderer.encode(prompt.text)
         if len(context) + LEAST_TOKENS > self.limits.context_tokens:
             raise InputError(
-                f"the prompt of question '{question.id}' has {len(context)} tokens; raise context_tokens above "
+                f"the prompt of question '{environment.question.id}' has {len(context)} tokens; raise context_tokens above "
                 f"{self.limits.context_tokens}"
             )
-        new, fresh, largest, turns = context, True, 0, list[Turn]()
+        new, fresh, largest = context, True, 0
         while True:
             if len(context) + LEAST_TOKENS > self.limits.context_tokens:
                 environment.finish = FinishReason.CONTEXT_FULL
-                break
+                return
             sampling = self._sampling(len(context), seed * 1009 + len(turns), environment)
             generation = await self.engine.generate(context, sampling)
             ended = generation.finish == "stop"
             turns.append(Turn(tuple(new), generation.ids, generation.logprobs, generation.version, ended, fresh))
             following = await environment.step(self.renderer.decode(generation.ids), ended=ended)
             if environment.finish is not None:
-                break
+                return
             if fresh := environment.folded:
                 new = context = self.renderer.encode(self.renderer.prompt(following, self.renderer.dialect.tools).text)
                 continue
@@ -75,7 +86,9 @@ class EpisodeRunner:
             if environment.wants_fold(len(context) + len(generation.ids) + len(new), largest):
                 new = self.renderer.encode(self.renderer.between([*following, *environment.ask_for_summary()]).text)
             context = [*context, *generation.ids, *new]
-        return _episode(environment, turns)
+
+    def _count(self, text: str) -> int:
+        return len(self.renderer.encode(text))
 
     def _sampling(self, used: int, seed: int, environment: SearchEnvironment) -> Sampling:
         room = self.limits.context_tokens - used

@@ -7,7 +7,7 @@ import pytest
 
 from project.dialects import NO_RESULTS, Action, get_dialect
 from project.environment.search import EpisodeLimits, SearchEnvironment
-from project.errors import RetrievalError
+from project.errors import InputError, RetrievalError
 from project.records import Document, FinishReason, Question
 
 QUESTION = Question("q", "Which metal is liquid?", ("mercury",), ("hg",), True)
@@ -30,8 +30,12 @@ class Dictionary:
         return [self.documents.get(query, []) for query in queries]
 
 
+def words(text: str) -> int:
+    return len(text.split())
+
+
 def make(tool=None, name="tags", question=QUESTION, **limits) -> SearchEnvironment:
-    environment = SearchEnvironment(question, get_dialect(name), tool or Dictionary(), EpisodeLimits(**limits))
+    environment = SearchEnvironment(question, get_dialect(name), tool or Dictionary(), EpisodeLimits(**limits), words)
     environment.opening()
     return environment
 
@@ -130,21 +134,44 @@ def test_an_answer_in_the_last_turn_counts():
     assert environment.finish is FinishReason.ANSWER
 
 
-def test_results_are_cut_by_whole_documents():
-    documents = [Document("x" * 40, "T", str(i)) for i in range(3)]  # 41 characters each
-    environment = make(Dictionary({"q": documents}), result_chars=100)
+def test_results_have_a_budget_of_tokens():
+    documents = [Document(" ".join(["word"] * 40), "T", str(i)) for i in range(3)]  # 41 tokens each, here words
+    environment = make(Dictionary({"q": documents}), result_tokens=85)
     (result,) = step(environment, Action(queries=("q",)))
-    assert result.content.count("x" * 40) == 2  # 82 fit into 100, 123 do not
-    assert "x" * 41 not in result.content
+    assert result.content.count("word") == 80  # 82 of 85: three more are too few for a part
     assert environment.found == [("0", "1")]  # what was not shown was not retrieved
+    environment = make(Dictionary({"q": documents}), result_tokens=102)
+    (result,) = step(environment, Action(queries=("q",)))
+    assert result.content.count("word") == 80 + 18  # a title and a mark more: 102
+    assert "word …" in result.content
+    assert environment.found == [("0", "1", "2")]
 
 
-def test_queries_of_a_turn_share_the_room_and_the_first_document_always_stays():
-    documents = [Document("x" * 40, "T", str(i)) for i in range(3)]
-    environment = make(Dictionary({"a": documents, "b": documents}), result_chars=60)
+def test_queries_of_a_turn_share_the_room_and_the_best_document_is_always_shown():
+    documents = [Document(" ".join(["word"] * 40), "T", str(i)) for i in range(3)]
+    environment = make(Dictionary({"a": documents, "b": documents}), result_tokens=60)
     (result,) = step(environment, Action(queries=("a", "b")))
-    assert result.content.count("x" * 40) == 2  # 30 characters a query: one document each
+    assert result.content.count("word") == 2 * 28  # 30 tokens a query: a title, 28 words and a mark
+    assert result.content.count("…") == 2
     assert environment.found == [("0", "0")]
+
+
+def test_a_search_that_takes_too_long_is_a_timeout():
+    class Slow:
+        async def search(self, queries, seed):
+            await asyncio.sleep(5)
+
+    environment = make(Slow(), search_seconds=0.01)
+    assert step(environment, Action(queries=("q",))) == []
+    assert environment.finish is FinishReason.TIMEOUT
+    assert environment.finish.is_environment_failure
+    assert environment.error == "a search took over limits.search_seconds=0.01"
+
+
+@pytest.mark.parametrize("name", ["result_tokens", "search_seconds", "episode_seconds"])
+def test_limits_of_nothing_are_refused(name):
+    with pytest.raises(InputError, match=rf"limits\.{name}=0 must be above 0"):
+        EpisodeLimits(**{name: 0})
 
 
 def test_a_passage_cannot_speak_as_the_agent():

@@ -132,7 +132,7 @@ class Library:
 def played(*turns, question=QUESTION) -> Episode:
     import asyncio
 
-    environment = SearchEnvironment(question, get_dialect("tags"), Library(), EpisodeLimits(max_turns=7, max_malformed=3))
+    environment = SearchEnvironment(question, get_dialect("tags"), Library(), EpisodeLimits(max_turns=7, max_malformed=3), len)
     environment.opening()
 
     async def play():

@@ -330,3 +330,19 @@ def test_folds_that_could_not_be_are_refused():
     for limits in ({"fold_share": 1.0}, {"fold_share": 0.0}, {"fold_turns": 0}, {"fold_share": 0.9}, {"summary_tokens": 0}):
         with pytest.raises(InputError, match=r"limits\.(fold_|summary_)"):
             EpisodeLimits(**limits)
+
+
+def test_an_episode_that_takes_too_long_is_a_timeout_and_the_others_go_on(tags):
+    @dataclass
+    class Slow(Script):
+        async def generate(self, prompt_ids, sampling):
+            if sampling.seed // 1009 == 1:
+                await asyncio.sleep(30)
+            return await super().generate(prompt_ids, sampling)
+
+    limits = EpisodeLimits(context_tokens=4096, episode_seconds=0.3)
+    runner = EpisodeRunner(Slow([ANSWER] * 2, tags.end_id), tags, Dictionary(), limits)
+    found = runner.run([QUESTION] * 3, [0, 1, 2])
+    assert [episode.finish for episode in found] == [FinishReason.ANSWER, FinishReason.TIMEOUT, FinishReason.ANSWER]
+    assert found[1].error == "the episode took over limits.episode_seconds=0.3"
+    assert not found[1].turns

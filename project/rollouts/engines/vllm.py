@@ -86,7 +86,12 @@ class VLLMEngine:
         self._llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt_ids)), parameters)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run())
-        output = (await future).outputs[0]
+        try:
+            output = (await future).outputs[0]
+        except asyncio.CancelledError:  # its episode has run out of time
+            self._waiting.pop(name, None)
+            self._llm.llm_engine.abort_request([name])
+            raise
         ids = tuple(output.token_ids)
         logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True))
         return Generation(ids, logprobs, "stop" if output.finish_reason == "stop" else "length", self.version)
@@ -97,7 +102,7 @@ class VLLMEngine:
                 with preserved_rng():
                     outputs = self._llm.llm_engine.step()
                 for output in outputs:
-                    future = self._waiting.pop(output.request_id) if output.finished else None
+                    future = self._waiting.pop(output.request_id, None) if output.finished else None
                     if future is not None and not future.done():
                         future.set_result(output)
                 await asyncio.sleep(0)
