@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class QuestionLoader:
             start = place * self.batch_size
             yield self._order(self.epoch * self.passes + of_pass)[start : start + self.batch_size]
         self.epoch, self.position = self.epoch + 1, 0
+
+    def others(self, used: Collection[str], count: int, key: int) -> list[Question]:
+        """Return `count` questions but those whose ids are used, or all that are left, drawn by the seed and a key."""
+        left = [question for question in self.questions if question.id not in used]
+        return random.Random(f"{self.seed}/others/{key}").sample(left, min(count, len(left)))
 
     def _order(self, number: int) -> list[Question]:
         """Return the questions in the order of the pass of this number, counted over all epochs."""

@@ -36,9 +36,11 @@ from project.losses import (
 )
 from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.agent import SearchAgent
+from project.modules.critic import Critic
 from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.ppo_batches import FILLER, Batch, Notes, Step, deal, pay, plan, together
+from project.modules.ppo_health import episode_health, is_kept, memory_health
 from project.modules.ppo_settings import PPOSettings
 from project.modules.ranks import gathered, same_on_all, sum_gradients, summed, world
 from project.modules.sft import check_finite
@@ -55,22 +57,6 @@ KL_GAIN, KL_ERROR = 0.1, 0.2
 """How fast an update steers the KL's coefficient, and the largest relative error that it heeds."""
 SAME_REWARD = 1e-6
 """Difference from the rest of its group below which an episode earned the same."""
-
-
-class Critic(nn.Module):
-    """Value of each position from detached hidden states: a two-layer head, float32, starting at 0."""
-
-    def __init__(self, hidden: int) -> None:
-        """Take the policy's hidden size."""
-        super().__init__()
-        self.net = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 256), nn.GELU(), nn.Linear(256, 1))
-        nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.net[-1].bias)  # type: ignore[arg-type]
-
-    def forward(self, hidden_NH: Tensor) -> Tensor:
-        """Return values (N,)."""
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            return self.net(hidden_NH.detach().float()).squeeze(-1)  # type: ignore[no-any-return]
 
 
 class PPO(AdapterCheckpoint, SearchAgent):
@@ -167,6 +153,31 @@ class PPO(AdapterCheckpoint, SearchAgent):
             self._engine.version = int(self.updates) - 1
             self._sync(log=False)  # what this hook logs would be written as the last step's
 
+    def roll_back(self, checkpoint: dict[str, Any], slow_down: float) -> int:
+        """Take weights, optimizers and statistics of a checkpoint of this run, and go on with the questions at hand.
+
+        Args:
+            checkpoint: as the strategy read it.
+            slow_down: factor of the learning rates, on top of what the checkpoint's were.
+
+        Returns:
+            the update after which it was saved.
+        """
+        now, rates = int(self.updates), [group["lr"] for o in self._optimizers() for group in o.param_groups]
+        held = {name: value for name, value in checkpoint.items() if name != "loops"}  # those go on
+        self.on_load_checkpoint(held)
+        self._random = None  # and so does the noise
+        self.trainer.strategy.load_model_state_dict(held)
+        self.trainer.strategy.load_optimizer_state_dict(held)
+        groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * slow_down
+        self.updates.fill_(now)
+        assert self._engine is not None
+        self._moved, self._engine.version = False, now - 1
+        self._sync(log=False)
+        return int(checkpoint["global_step"])
+
     def on_test_start(self) -> None:
         """Start the engine with the weights of a loaded checkpoint, not with those of `model_path`."""
         super().on_test_start()
@@ -194,19 +205,19 @@ class PPO(AdapterCheckpoint, SearchAgent):
         del batch_idx
         return_freed_memory()
         started = time.perf_counter()
-        episodes, scores = self._rollout(batch)
-        rewards = [score["total"] for score in scores]
+        episodes, scores = self._episodes_of(batch)
         rolled = time.perf_counter()
-        rows = self._telling_rows(episodes, rewards)
+        rows = self._telling_rows(episodes, [score["total"] for score in scores])
         self.log("train/trained_share", len({row.episode for row in rows}) / len(episodes))
         if rows:
             self._train(rows)
         trained = time.perf_counter()
         self._sync()
         self._count_update()
-        self._log_episodes(episodes, scores)
         times = {"rollout": rolled - started, "train": trained - rolled, "sync": time.perf_counter() - trained}
         self.log_dict({f"time/{name}_s": seconds for name, seconds in times.items()})
+        tokens = {"rollout": sum(e.generated_tokens for e in episodes), "train": sum(len(row.ids) for row in rows)}
+        self.log_dict({f"speed/{name}_tokens_s": count / times[name] for name, count in tokens.items()} | memory_health())
 
     def _count_update(self) -> None:
         """Have `global_step`, by which Lightning saves, logs and stops, count updates and not steps inside them (trap 15)."""
@@ -215,20 +226,45 @@ class PPO(AdapterCheckpoint, SearchAgent):
         progress.increment_ready()
         progress.increment_completed()
 
-    def _rollout(self, batch: list[Question]) -> tuple[list[Episode], list[dict[str, float]]]:
+    def _episodes_of(self, batch: list[Question]) -> tuple[list[Episode], list[dict[str, float]]]:
+        """Roll out a batch, and other questions in place of those whose episodes earn the same (DAPO, Yu et al. 2025).
+
+        What is logged is of the batch itself: others are there because something differs.
+        """
+        episodes, scores = self._rollout(batch, 0)
+        asked, left = list(batch), flat_questions(episodes, scores)
+        self.log("train/flat_groups", left / len(batch))
+        for _ in range(self.ppo.resample_rounds):
+            loader: Any = self.trainer.train_dataloader
+            others = loader.others({q.id for q in asked}, left, int(self.updates))
+            if not others:
+                break
+            more, their_scores = self._rollout(others, len(asked) * self.ppo.episodes_per_question, log=False)
+            asked, left = asked + others, flat_questions(more, their_scores)
+            episodes, scores = episodes + more, scores + their_scores
+        self.log("train/questions", len(asked))
+        return episodes, scores
+
+    def _rollout(self, batch: list[Question], first: int, *, log: bool = True) -> tuple[list[Episode], list[dict[str, float]]]:
+        """Return the batch's episodes that kept their tool, and their scores; `first` numbers them in the update."""
+        assert self._engine is not None
         questions = [question for question in batch for _ in range(self.ppo.episodes_per_question)]
-        first = (self.seed * 1_000_003 + int(self.updates)) * 100_003
+        first += (self.seed * 1_000_003 + int(self.updates)) * 100_003
         episodes = self.run_episodes(questions, [first + i for i in range(len(questions))], self.ppo.temperature)
-        kept = [e for e in episodes if not e.finish.is_environment_failure and e.turns]
+        kept = [e for e in episodes if is_kept(e)]
         if not kept:
             raise TrainingError("no episode of this update could be trained; check the search tool")
-        return kept, [self.reward(e) for e in kept]
+        scores = [self.reward(e) for e in kept]
+        if log:
+            found = episode_health(episodes, scores, self._engine.version)
+            self.log("train/reward", found.pop("train/reward"), prog_bar=True)
+            self.log_dict(found)
+        return kept, scores
 
     def _telling_rows(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[TrainingRow]:
         """Return the episodes that teach something, each with what the estimator's baseline leaves of its reward.
 
-        By group these are the questions whose episodes differ in reward: where all earned the same nothing is left (DAPO, Yu
-        et al. 2025, section 3.2, samples other questions in their place; here they have only cost their rollouts). What the
+        By group these are the questions whose episodes differ in reward: where all earned the same nothing is left. What the
         critic and the KL would have said of them is lost, so that the gradient is unbiased only where the critic's values are
         0. An update in which nothing differs trains nothing: Adam would take whole steps on the KL's noise.
 
@@ -475,22 +511,20 @@ class PPO(AdapterCheckpoint, SearchAgent):
         for name in ("kl", "engine_gap", "importance", "entropy"):
             self.log(f"ppo/{name}", together(notes, name).mean())
 
-    def _log_episodes(self, episodes: Sequence[Episode], scores: Sequence[dict[str, float]]) -> None:
-        means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
-        self.log("train/reward", means.pop("total"), prog_bar=True)
-        self.log_dict({f"reward/{name}": mean for name, mean in means.items()})
-        self.log("train/contexts", sum(e.contexts for e in episodes) / len(episodes))
-        self.log("train/searches", sum(len(e.queries) for e in episodes) / len(episodes))
-        self.log("train/generated_tokens", sum(e.generated_tokens for e in episodes) / len(episodes))
-        for reason in {e.finish for e in episodes}:
-            self.log(f"train/finish_{reason}", sum(e.finish is reason for e in episodes) / len(episodes))
-
     def on_fit_end(self) -> None:
         """Write the merged folder."""
         if not self.trainer.interrupted:
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
             export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
+
+
+def flat_questions(episodes: Sequence[Episode], scores: Sequence[dict[str, float]]) -> int:
+    """Return the number of questions whose episodes all earned the same."""
+    earned = dict[str, list[float]]()
+    for episode, score in zip(episodes, scores, strict=True):
+        earned.setdefault(episode.question.id, []).append(score["total"])
+    return sum(max(totals) - min(totals) <= SAME_REWARD for totals in earned.values())
 
 
 def _split(batch: Batch) -> list[tuple[int, Notes]]:

@@ -31,6 +31,8 @@ class PPOSettings:
 
     episodes_per_question: int = 4
     temperature: float = 1.0
+    resample_rounds: int = 0
+    """Times that questions whose episodes all earned the same are replaced by as many others, which then are rolled out."""
     estimator: EstimatorName = "gae"
     """How rewards become advantages: gae (with a critic), rloo, grpo, reinforce++."""
     inner_epochs: int = 1
@@ -89,7 +91,7 @@ class PPOSettings:
         for name in POSITIVE:
             if (value := getattr(self, name)) is not None and not 0 < value < inf:
                 raise InputError(f"ppo.{name}={value} must be above 0")
-        for name in ("kl_coef", "entropy_coef", "critic_warmup"):
+        for name in ("kl_coef", "entropy_coef", "critic_warmup", "resample_rounds"):
             if not 0 <= getattr(self, name) < inf:
                 raise InputError(f"ppo.{name}={getattr(self, name)} must be 0 or more")
         if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
@@ -105,6 +107,11 @@ class PPOSettings:
                 raise InputError(
                     f"ppo.kl_in=reward has no baseline in {self.estimator}, which has no critic; give ppo.kl_in loss"
                 )
+        if self.resample_rounds and not ESTIMATORS[self.estimator].by_group:
+            raise InputError(
+                f"ppo.resample_rounds={self.resample_rounds} is for estimators that compare the episodes of a question, and "
+                f"{self.estimator} compares all; leave it out"
+            )
         if self.critic_warmup and not ESTIMATORS[self.estimator].critic:
             raise InputError(f"ppo.critic_warmup={self.critic_warmup}, and {self.estimator} has no critic; leave it out")
         if self.dual_clip is not None and self.dual_clip <= 1:

@@ -15,7 +15,8 @@ from lightning import Callback, Trainer  # noqa: E402
 
 from project.datamodules.question import QuestionDataModule  # noqa: E402
 from project.environment.search import EpisodeLimits  # noqa: E402
-from project.modules.ppo import PPO, PPOSettings  # noqa: E402
+from project.modules.ppo import PPO  # noqa: E402
+from project.modules.ppo_settings import PPOSettings  # noqa: E402
 from project.rewards.answer import AnswerReward  # noqa: E402
 from project.writing import write_rows  # noqa: E402
 

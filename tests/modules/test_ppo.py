@@ -17,9 +17,11 @@ from project.corpus.serving.handle import ServerHandle
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits
 from project.errors import EngineError, InputError, RetrievalError, TrainingError
+from project.modules.critic import Critic
 from project.modules.policy import AgentSettings, LoRA
-from project.modules.ppo import PPO, Critic, PPOSettings
+from project.modules.ppo import PPO
 from project.modules.ppo_batches import deal, pay, plan, together
+from project.modules.ppo_settings import PPOSettings
 from project.records import Episode, FinishReason, Passage, Question, Turn
 from project.rollouts.engines.protocol import Generation
 from project.rollouts.engines.transformers import TransformersEngine
@@ -106,13 +108,13 @@ class Gradients(Callback):
         pl_module.gradients.append(found)
 
 
-def make(folder, *, url=None, index=None, engine=Script, ppo=None, **changes) -> Watched:
+def make(folder, *, url=None, index=None, engine=Script, ppo=None, kind=Watched, **changes) -> Watched:
     torch.manual_seed(0)
     numbers = {"episodes_per_question": 4, "minibatch_episodes": 8, "micro_episodes": 4} | (ppo or {})
     options = {"lora": LoRA(4, 8.0), "precision": "float32", "learning_rate": 1e-2} | changes
     limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048)
     agent = {"model_path": str(folder), "settings": SETTINGS, "index": index, "retrieval_url": url}
-    module = Watched(ppo=PPOSettings(**numbers), engine="transformers", limits=limits, **agent, **options)
+    module = kind(ppo=PPOSettings(**numbers), engine="transformers", limits=limits, **agent, **options)
     if engine is not None:
         module._engine = engine(str(folder))
     return module
@@ -443,6 +445,8 @@ def test_the_kl_coefficient_is_steered(folder):
         ({"span_weights": {"thought": 1.0}}, "span_weights holds thought: 1.0"),
         ({"span_weights": {"think": -1.0}}, "span_weights holds think: -1.0"),
         ({"length_tokens": 0}, "length_tokens=0"),
+        ({"resample_rounds": -1}, "resample_rounds=-1 must be 0 or more"),
+        ({"resample_rounds": 1, "estimator": "reinforce++"}, "resample_rounds=1 is for estimators that compare the episodes"),
     ],
 )
 def test_numbers_that_would_train_something_else_are_refused(numbers, said):
@@ -463,6 +467,44 @@ def test_only_questions_whose_episodes_differ_are_trained_on(folder, server, que
     assert [sum(len(b["rows"]) for b in update) for update in module.micro] == [n for n in telling if n]
     assert module.of("train/trained_share") == [n / 8 for n in telling]
     assert module.of("sync/version") == [1, 2, 3, 4]  # an update that trains nothing is counted all the same
+
+
+def test_flat_questions_are_replaced_by_others(folder, server, questions, tmp_path):
+    """q0 and q1 tell nothing; what is logged of the episodes is of the batch that was drawn."""
+    flat = {"q0", "q1"}
+
+    def reward(episode):
+        return {"total": 1.0 if episode.question.id in flat else float(episode.answer != "Zinc")}
+
+    module = make(folder, url=server.url, reward=reward, ppo={"resample_rounds": 3})
+    fit(module, questions, tmp_path, max_epochs=3)
+    asked = module.of("train/questions")
+    drawn, rounds = list(module.of("train/flat_groups")), iter(module.all_episodes)
+    for count, micro in zip(asked, module.micro, strict=True):
+        ids, batch = [], next(rounds)
+        ids += [episode.question.id for episode in batch][::4]
+        while len(ids) < count:
+            ids += [episode.question.id for episode in next(rounds)][::4]
+        assert len(set(ids)) == len(ids) == count
+        assert drawn.pop(0) == len(set(ids[:2]) & flat) / 2
+        telling = sum(len(b["rows"]) for b in micro) // 4
+        assert telling == len(set(ids) - flat) == 2  # three of five questions can tell: two are always found
+    assert next(rounds, None) is None
+    assert max(asked) > 2
+    assert not drawn
+    means = module.of("train/reward")
+    assert len(means) == len(asked)
+    assert {0.5, 0.75, 1.0} & {round(mean, 6) for mean in means} >= {0.5}
+
+
+def test_resampling_has_an_end(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, reward=lambda episode: {"total": 1.0}, ppo={"resample_rounds": 1})
+    fit(module, questions, tmp_path, max_epochs=1)
+    assert module.of("train/questions") == [4, 4]
+    assert module.of("train/flat_groups") == [1, 1]
+    module = make(folder, url=server.url, reward=lambda episode: {"total": 1.0}, ppo={"resample_rounds": 9})
+    fit(module, questions, tmp_path / "all", max_epochs=1)
+    assert module.of("train/questions") == [5, 5]  # there are no more
 
 
 def test_an_update_without_a_difference_moves_nothing(folder, server, questions, tmp_path):
@@ -603,7 +645,7 @@ def test_trap_14_few_failed_episodes_are_left_out(folder):
     failed = Episode(QUESTIONS[0], (turn,), (), FinishReason.TOOL_ERROR)
     wrong = Episode(QUESTIONS[0], (turn,), (), FinishReason.MAX_TURNS)
     module.run_episodes = lambda *args: [failed, wrong]
-    kept, scores = module._rollout([QUESTIONS[0]])
+    kept, scores = module._rollout([QUESTIONS[0]], 0)
     assert kept == [wrong]  # the policy's own failure is scored and trained
     assert [score["total"] for score in scores] == [0]
 
@@ -612,7 +654,7 @@ def test_no_episode_to_train_is_one_sentence(folder):
     module = make(folder, url="http://127.0.0.1:1")
     module.run_episodes = lambda *args: [Episode(QUESTIONS[0], (), (), FinishReason.CONTEXT_FULL)]
     with pytest.raises(TrainingError, match="no episode of this update could be trained"):
-        module._rollout([QUESTIONS[0]])
+        module._rollout([QUESTIONS[0]], 0)
 
 
 def test_trap_18_an_engine_that_was_there_before_the_process_group_is_refused(folder, monkeypatch):
