@@ -448,6 +448,8 @@ class Turn:
     """False where the turn was cut by its token limit."""
     fresh: bool = False
     """True where a context begins: `context_ids` is a whole prompt. The first turn's, and the one's after a fold."""
+    clock_ns: tuple[int, int, int] = (0, 0, 0)
+    """Since 1970: when the engine was asked, when it was done, and when the environment was done with what it said."""
 
 
 @dataclass(frozen=True, slots=True)

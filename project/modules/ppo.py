@@ -40,7 +40,7 @@ from project.modules.critic import Critic
 from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.ppo_batches import FILLER, Batch, Notes, Step, deal, pay, plan, together
-from project.modules.ppo_health import episode_health, is_kept, memory_health
+from project.modules.ppo_health import episode_health, generating_seconds, is_kept, memory_health
 from project.modules.ppo_settings import PPOSettings
 from project.modules.ranks import gathered, same_on_all, sum_gradients, summed, world
 from project.modules.sft import check_finite
@@ -48,6 +48,8 @@ from project.modules.sharding import shard, whole
 from project.records import Episode, Question
 from project.rollouts.rows import TrainingRow, collate_rows, training_rows
 from project.runtime import return_freed_memory
+from project.tracking.episodes import flush_episodes, log_episode
+from project.tracking.logger import SeekerLogger
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         learning_rate: float = 1e-4,
         critic_learning_rate: float = 3e-4,
         export_dir: Path | None = None,
+        traced_episodes: int = 2,
         seed: int = 0,
         **agent: Any,  # noqa: ANN401 - SearchAgent's arguments; the command line resolves them
     ) -> None:
@@ -92,6 +95,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
             learning_rate: AdamW's, for the policy, constant.
             critic_learning_rate: AdamW's, for the critic.
             export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
+            traced_episodes: episodes of each update that MLflow keeps as traces.
             seed: of the rollouts' sampling noise.
             agent: what `SearchAgent` takes.
         """
@@ -101,7 +105,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self.kl_in, self.length_norm = ppo.kl_in or self.estimator.kl_in, ppo.length_norm or self.estimator.length_norm
         self.lora, self.precision_name = lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
-        self.export_dir, self.seed = export_dir, seed
+        self.export_dir, self.traced_episodes, self.seed = export_dir, traced_episodes, seed
         self._moved = False
         if lora is None and ppo.kl_coef:
             raise InputError(
@@ -215,9 +219,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self._sync()
         self._count_update()
         times = {"rollout": rolled - started, "train": trained - rolled, "sync": time.perf_counter() - trained}
-        self.log_dict({f"time/{name}_s": seconds for name, seconds in times.items()})
         tokens = {"rollout": sum(e.generated_tokens for e in episodes), "train": sum(len(row.ids) for row in rows)}
         self.log_dict({f"speed/{name}_tokens_s": count / times[name] for name, count in tokens.items()} | memory_health())
+        times["idle"] = times["rollout"] - generating_seconds(episodes)
+        self.log_dict({f"time/{name}_s": seconds for name, seconds in times.items()})
 
     def _count_update(self) -> None:
         """Have `global_step`, by which Lightning saves, logs and stops, count updates and not steps inside them (trap 15)."""
@@ -259,7 +264,17 @@ class PPO(AdapterCheckpoint, SearchAgent):
             found = episode_health(episodes, scores, self._engine.version)
             self.log("train/reward", found.pop("train/reward"), prog_bar=True)
             self.log_dict(found)
+            self._trace(kept, scores)
         return kept, scores
+
+    def _trace(self, episodes: Sequence[Episode], scores: Sequence[dict[str, float]]) -> None:
+        """Write a sample of the episodes as traces of the run."""
+        logger: Any = self.logger
+        if not isinstance(logger, SeekerLogger) or not self.trainer.is_global_zero:
+            return
+        drawn = torch.randperm(len(episodes), generator=self._generator(-2))[: self.traced_episodes].tolist()
+        for i in sorted(drawn):
+            log_episode(str(logger.run_id), str(logger.experiment_id), episodes[i], scores[i], int(self.updates))
 
     def _telling_rows(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[TrainingRow]:
         """Return the episodes that teach something, each with what the estimator's baseline leaves of its reward.
@@ -300,7 +315,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
     def _train(self, rows: list[TrainingRow]) -> None:
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
         planned = plan(rows, self.ppo.micro_episodes, world()[1])
+        started = time.perf_counter()
         micro, notes = self._prepare(rows, planned)
+        self.log("time/logprobs_s", time.perf_counter() - started)
         steps: list[dict[str, Tensor]] = []
         if self.critic is None or int(self.critic_fits) >= self.ppo.critic_warmup:
             norm, episodes = self.length_norm, self.ppo.minibatch_episodes
@@ -512,7 +529,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
             self.log(f"ppo/{name}", together(notes, name).mean())
 
     def on_fit_end(self) -> None:
-        """Write the merged folder."""
+        """Write the merged folder, and what MLflow has still to write."""
+        if isinstance(self.logger, SeekerLogger):
+            flush_episodes()
         if not self.trainer.interrupted:
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"

@@ -49,6 +49,15 @@ def is_kept(episode: Episode) -> bool:
     return bool(episode.turns) and not episode.finish.is_environment_failure
 
 
+def generating_seconds(episodes: Sequence[Episode]) -> float:
+    """Return the seconds in which the engine had at least one turn to write: the union of the turns' times."""
+    total, until = 0, 0
+    for asked, done, _ in sorted(turn.clock_ns for episode in episodes for turn in episode.turns):
+        total += max(0, done - max(asked, until))
+        until = max(until, done)
+    return total / 1e9
+
+
 def memory_health() -> dict[str, float]:
     """Return the memory that this process holds now, and the most that the GPU held since the last call, in GiB."""
     import psutil

@@ -6,6 +6,7 @@ Token-in, token-out (DESIGN §4.8): sampled ids are kept; only what the environm
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,10 +73,12 @@ class EpisodeRunner:
                 environment.finish = FinishReason.CONTEXT_FULL
                 return
             sampling = self._sampling(len(context), seed * 1009 + len(turns), environment)
+            asked = time.time_ns()
             generation = await self.engine.generate(context, sampling)
-            ended = generation.finish == "stop"
-            turns.append(Turn(tuple(new), generation.ids, generation.logprobs, generation.version, ended, fresh))
+            done, ended = time.time_ns(), generation.finish == "stop"
             following = await environment.step(self.renderer.decode(generation.ids), ended=ended)
+            clock = (asked, done, time.time_ns())
+            turns.append(Turn(tuple(new), generation.ids, generation.logprobs, generation.version, ended, fresh, clock))
             if environment.finish is not None:
                 return
             if fresh := environment.folded:

@@ -12,7 +12,7 @@ from project.cli import main
 from project.files import file_digest, read_records, read_rows
 from project.modules import progressive
 from project.records import Conversation
-from project.tracking.store import all_runs, find_run, run_metrics
+from project.tracking.store import all_runs, client, find_run, run_metrics
 
 DEBUG = Path(__file__).resolve().parents[2] / "experiments" / "debug"
 
@@ -48,6 +48,14 @@ def test_ppo_as_it_is_shipped(with_facts: Path) -> None:
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert Path(run.data.tags["seeker.folder"], "merged", "config.json").is_file()
+    traces = client().search_traces(locations=[run.info.experiment_id], run_id=run.info.run_id)
+    assert sorted(trace.info.tags["update"] for trace in traces) == ["0", "0", "1", "1"]
+    assert all(trace.data.spans[1].name == "turn 1" for trace in traces)
+    metrics = run_metrics(run)
+    parts = ("rollout", "idle", "train", "sync")
+    assert all(metrics[f"time/{name}_s"] >= 0 for name in parts)
+    assert metrics["time/idle_s"] < metrics["time/rollout_s"]
+    assert metrics["speed/rollout_tokens_s"] > 0
 
 
 def test_predict_writes_conversations_and_scores(with_facts: Path) -> None:

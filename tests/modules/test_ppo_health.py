@@ -2,7 +2,7 @@
 
 import pytest
 
-from project.modules.ppo_health import episode_health, is_kept, memory_health
+from project.modules.ppo_health import episode_health, generating_seconds, is_kept, memory_health
 from project.records import Episode, FinishReason, Question, Turn
 
 QUESTION = Question("q", "Which?", ("gold",))
@@ -35,6 +35,16 @@ def test_means_by_hand():
     finishes = {name.removeprefix("train/finish_"): v for name, v in found.items() if name.startswith("train/finish_")}
     assert finishes == {str(r): 0.25 * (r in ("answer", "malformed", "timeout", "context_full")) for r in FinishReason}
     assert "train/correct_logprob" not in episode_health([wrong], scores[1:], 4)  # nothing was right
+
+
+def test_the_engine_was_at_work_in_the_union_of_the_turns():
+    def at(*clocks):
+        turns = [Turn((1,), (1,), (-1.0,), 0, True, True, tuple(t * 10**9 for t in clock)) for clock in clocks]
+        return Episode(QUESTION, tuple(turns), (), FinishReason.ANSWER)
+
+    # 0 to 5 in one episode, 3 to 6 and 9 to 10 in the other: 6 and 1 seconds
+    assert generating_seconds([at((0, 2, 3), (1, 5, 7)), at((3, 6, 9), (9, 10, 10))]) == 7
+    assert generating_seconds([]) == 0
 
 
 def test_memory_is_measured():

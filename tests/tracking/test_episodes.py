@@ -1,0 +1,51 @@
+"""Episodes as traces, in a real store."""
+
+from project.dialects import get_dialect
+from project.environment.search import opening_messages
+from project.records import Episode, FinishReason, Message, Question, Turn
+from project.tracking.episodes import flush_episodes, log_episode
+from project.tracking.store import client
+
+QUESTION = Question("q1", "Which metal is liquid?", ("mercury",))
+SECOND = 1_000_000_000
+START = 1_790_000_000 * SECOND
+
+
+def test_a_folded_episode_reads_turn_by_turn() -> None:
+    dialect = get_dialect("tags")
+    said = [
+        *opening_messages(QUESTION, dialect),
+        Message("assistant", "<search>\nliquid\n</search>"),
+        Message("user", "<information>Mercury</information>"),
+        Message("user", "<fold/>"),
+        Message("assistant", "<summary>\nmercury\n</summary>"),
+        Message("user", "Question: again"),
+        Message("assistant", "<answer>\nmercury\n</answer>"),
+    ]
+    times = [(0, 2, 3), (3, 4, 4), (4, 6, 6)]
+    clocks = [tuple(START + t * SECOND for t in clock) for clock in times]
+    turns = tuple(Turn((1,), (2, 3), (-1.0, -2.0), 5, True, i != 1, clock) for i, clock in enumerate(clocks))
+    episode = Episode(QUESTION, turns, tuple(said), FinishReason.ANSWER, "mercury", ("liquid",), (("hg",),))
+    store = client()
+    run = store.create_run("0").info
+    log_episode(run.run_id, run.experiment_id, episode, {"em": 1.0, "total": 1.1}, 7)
+    flush_episodes()
+    other = store.create_run("0").info
+    assert list(store.search_traces(locations=[run.experiment_id], run_id=other.run_id)) == []
+    (trace,) = store.search_traces(locations=[run.experiment_id], run_id=run.run_id)
+    assert trace.info.tags["update"] == "7"
+    assert trace.info.tags["finish"] == "answer"
+    spans = {span.name: span for span in trace.data.spans}
+    assert list(spans) == ["episode", "turn 1", "answer to turn 1", "turn 2", "answer to turn 2", "turn 3", "reward"]
+    seconds = {name: (span.start_time_ns - START, span.end_time_ns - START) for name, span in spans.items()}
+    assert {name: (start / SECOND, end / SECOND) for name, (start, end) in seconds.items()} == {
+        "episode": (0, 6), "turn 1": (0, 2), "answer to turn 1": (2, 3), "turn 2": (3, 4), "answer to turn 2": (4, 4),
+        "turn 3": (4, 6), "reward": (6, 6),
+    }  # fmt: skip
+    assert [m["content"] for m in spans["turn 2"].inputs["messages"]] == ["<information>Mercury</information>", "<fold/>"]
+    assert spans["turn 2"].outputs["content"] == "<summary>\nmercury\n</summary>"
+    assert [m["content"] for m in spans["answer to turn 2"].outputs] == ["Question: again"]
+    assert (spans["turn 1"].attributes["policy_version"], spans["turn 1"].attributes["mean_logprob"]) == (5, -1.5)
+    assert spans["reward"].outputs == {"em": 1.0, "total": 1.1}
+    assert spans["episode"].outputs == {"answer": "mercury", "finish": "answer", "reward": 1.1}
+    assert spans["episode"].inputs == {"question": "Which metal is liquid?", "answers": ["mercury"]}
