@@ -32,14 +32,13 @@ from project.losses import (
     k1_kl,
     k3_kl,
     ppo_policy_loss,
-    value_loss,
 )
 from project.modules.adapter_checkpoint import AdapterCheckpoint
 from project.modules.agent import SearchAgent
-from project.modules.critic import Critic
+from project.modules.critic import Critic, DeepCritic, Loss, share_frozen
 from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
-from project.modules.ppo_batches import FILLER, Batch, Notes, Step, deal, pay, plan, together
+from project.modules.ppo_batches import FILLER, Batch, Notes, Step, Update, deal, pay, plan, together
 from project.modules.ppo_health import episode_health, generating_seconds, is_kept, memory_health
 from project.modules.ppo_settings import PPOSettings
 from project.modules.ranks import gathered, same_on_all, sum_gradients, summed, world
@@ -111,10 +110,12 @@ class PPO(AdapterCheckpoint, SearchAgent):
             raise InputError(
                 f"ppo.kl_coef={ppo.kl_coef} needs a reference, which is the model without its adapter; give lora, or kl_coef: 0"
             )
+        if ppo.critic_in == "adapter" and (lora is None or lora.nf4):
+            raise InputError(f"ppo.critic_in=adapter shares the policy's frozen weights, and model.lora is {lora}; give model")
         if lora is not None and lora.dropout:
             raise InputError(f"lora.dropout={lora.dropout} would make ratios differ from 1 before any step; PPO needs 0")
         self.policy: Policy | None = None
-        self.critic: Critic | None = None
+        self.critic: Critic | DeepCritic | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("kl_scale", torch.ones(()))
         self.register_buffer("critic_fits", torch.zeros((), dtype=torch.long))
@@ -130,7 +131,21 @@ class PPO(AdapterCheckpoint, SearchAgent):
             self.policy = Policy(self.model_path, self.tokenizer, self._new_ids, self.lora, self.precision_name, empty=empty)
             if mesh is not None:
                 shard(self.policy, mesh["data_parallel"])
-            self.critic = Critic(self.policy.hidden_size) if self.estimator.critic else None
+            self.critic = self._make_critic(self.policy) if self.estimator.critic else None
+
+    def _make_critic(self, policy: Policy) -> Critic | DeepCritic:
+        kind, mesh = self.ppo.critic_in, self.device_mesh
+        if kind == "head":
+            return Critic(policy.hidden_size)
+        shared = kind == "adapter"
+        empty = shared or (mesh is not None and mesh.get_rank() > 0)
+        lora = self.lora if shared else None
+        body = Policy(self.model_path, self.tokenizer, self._new_ids, lora, self.precision_name, empty=empty)
+        if shared:
+            share_frozen(body, policy)
+        elif mesh is not None:
+            shard(body, mesh["data_parallel"])
+        return DeepCritic(body)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
         """AdamW for the policy, and one for a critic."""
@@ -146,7 +161,11 @@ class PPO(AdapterCheckpoint, SearchAgent):
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise InputError("trainer.precision: 16-mixed scales gradients, which this training does not undo; take bf16-mixed")
         if self.critic is not None:
-            same_on_all(self.critic)
+            if self.device_mesh is not None and self.ppo.critic_in == "adapter":
+                raise InputError(
+                    "ppo.critic_in=adapter shares weights, which fsdp2 cuts in shards; give head or model, or take ddp"
+                )
+            same_on_all(self.critic.head if isinstance(self.critic, DeepCritic) else self.critic)
         self._start_engine()
 
     def on_train_start(self) -> None:
@@ -314,28 +333,29 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     def _train(self, rows: list[TrainingRow]) -> None:
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
-        planned = plan(rows, self.ppo.micro_episodes, world()[1])
         started = time.perf_counter()
-        micro, notes = self._prepare(rows, planned)
+        update = self._prepare(rows)
         self.log("time/logprobs_s", time.perf_counter() - started)
-        steps: list[dict[str, Tensor]] = []
         if self.critic is None or int(self.critic_fits) >= self.ppo.critic_warmup:
-            norm, episodes = self.length_norm, self.ppo.minibatch_episodes
-            for epoch in range(self.ppo.inner_epochs):
-                for step in deal(planned, rows, notes, episodes, norm, self._generator(epoch)):
-                    steps.append(self._optimizer_step([micro[i] for i in step.micro], step))
-                    if self._is_far(steps[-1]):
-                        break
-                if self._is_far(steps[-1]):
-                    break
-        if steps:
+            steps = self._train_policy(update)
             self.log_dict({f"ppo/{name}": sum(step[name] for step in steps) / len(steps) for name in steps[0]})
             self.log("ppo/steps", len(steps))
+            if self.ppo.kl_target is not None:
+                self._steer_kl(float(together(update.notes, "kl").mean()), self.ppo.kl_target)
         if self.critic is not None:
-            self._fit_critic(micro, [len(note["penalty"]) for note in notes])
+            found = [self._critic_step(losses) for losses in self.critic.steps(update, self.ppo, self._generator(-1))]
+            self.log_dict({f"ppo/{name}": value for name, value in found[-1].items()})
             self.critic_fits.add_(1)
-        if steps and self.ppo.kl_target is not None:
-            self._steer_kl(float(together(notes, "kl").mean()), self.ppo.kl_target)
+
+    def _train_policy(self, update: Update) -> list[dict[str, Tensor]]:
+        """Return what each of the policy's steps has found."""
+        found = []
+        for epoch in range(self.ppo.inner_epochs):
+            for step in deal(update, self.ppo.minibatch_episodes, self.length_norm, self._generator(epoch)):
+                found.append(self._optimizer_step([update.micro[i] for i in step.micro], step))
+                if self._is_far(found[-1]):
+                    return found
+        return found
 
     def _is_far(self, step: dict[str, Tensor]) -> bool:
         return self.ppo.kl_stop is not None and float(step["approx_kl"]) > self.ppo.kl_stop
@@ -350,9 +370,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """The KL's coefficient as it is now."""
         return self.ppo.kl_coef * float(self.kl_scale)
 
-    def _prepare(self, rows: list[TrainingRow], planned: list[list[list[int]]]) -> tuple[list[Batch], list[Notes]]:
+    def _prepare(self, rows: list[TrainingRow]) -> Update:
         """Return this rank's micro-batches, and every row's notes, with advantages and returns."""
-        rank, _ = world()
+        rank, size = world()
+        planned = plan(rows, self.ppo.micro_episodes, size)
         micro = [self._annotate([rows[i] for i in ranks[rank]], ranks[rank]) for ranks in planned]
         mine = [(i, {name: note.cpu() for name, note in of_row.items()}) for batch in micro for i, of_row in _split(batch)]
         notes = [note for _, note in sorted((pair for part in gathered(mine) for pair in part), key=lambda pair: pair[0])]
@@ -362,7 +383,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
                 parts = [notes[i][name] for i in batch["numbers"]]
                 batch[name] = torch.cat([*parts, torch.zeros(0)]).to(self.device)
         self._log_annotations(notes)
-        return micro, notes
+        return Update(rows, planned, micro, notes)
 
     @torch.no_grad()
     def _annotate(self, rows: list[TrainingRow], numbers: list[int]) -> Batch:
@@ -371,7 +392,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         found = collate_rows(rows or [FILLER])
         batch: Batch = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in found.items()}
         logprobs, hidden, entropy = self._forward(batch, entropy=True)
-        values = torch.zeros_like(logprobs) if self.critic is None else self.critic(hidden)
+        values = torch.zeros_like(logprobs) if self.critic is None else self.critic.values(batch, hidden)
         with self.policy.reference():
             reference, _, _ = self._forward(batch)
         kl = k1_kl(logprobs, reference)
@@ -381,7 +402,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
             "rows": rows,
             "numbers": numbers,
             "counts": [sum(row.trained) for row in rows],
-            "hidden": hidden if self.critic is not None else None,
+            "hidden": hidden if isinstance(self.critic, Critic) else None,
             "old_logprobs": logprobs,
             "old_values": values,
             "reference": reference,
@@ -463,31 +484,20 @@ class PPO(AdapterCheckpoint, SearchAgent):
         found = self.optimizers()
         return found if isinstance(found, list) else [found]
 
-    def _fit_critic(self, micro: list[Batch], counts: list[int]) -> None:
-        """Fit the critic to the update's returns, on the hidden states that its values were taken from.
-
-        Args:
-            micro: of this rank.
-            counts: trained tokens of each of the update's rows, of which a step draws the same on all ranks.
-        """
+    def _critic_step(self, losses: Sequence[Loss]) -> dict[str, Tensor]:
+        """Take a step of the critic on this rank's losses, together with all ranks."""
         assert self.critic is not None
-        hidden, values, returns = (torch.cat([b[name] for b in micro]) for name in ("hidden", "old_values", "returns"))
-        tokens = torch.arange(sum(counts)).split(counts)
-        mine = torch.cat([torch.zeros(0, dtype=torch.long), *(tokens[i] for b in micro for i in b["numbers"])])
-        optimizer = self._optimizers()[1].optimizer
-        generator = self._generator(-1)
-        for _ in range(self.ppo.critic_steps):
-            drawn = torch.randperm(sum(counts), generator=generator)[: self.ppo.critic_rows]
-            rows = torch.isin(mine, drawn).nonzero()[:, 0].to(self.device)
-            loss, metrics = value_loss(self.critic(hidden[rows]), values[rows], returns[rows], len(drawn), self.ppo.value_clip)
-            optimizer.zero_grad()
+        optimizer, sums = self._optimizers()[1].optimizer, dict[str, Tensor]()
+        optimizer.zero_grad()
+        for make in losses:
+            loss, found = make()
             self._backward(loss)
-            sum_gradients(self.critic.parameters())
-            check_finite(self)
-            nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
-            optimizer.step()
-        logged = summed({"value_loss": loss, **metrics})
-        self.log_dict({f"ppo/{name}": value for name, value in logged.items()})
+            sums = {name: sums.get(name, 0) + value.detach() for name, value in {"value_loss": loss, **found}.items()}
+        sum_gradients(self.critic.parameters())
+        check_finite(self)
+        nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
+        optimizer.step()
+        return summed(sums)
 
     # --- sync and logs -----------------------------------------------------------------------------------------------
 

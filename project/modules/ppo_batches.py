@@ -26,6 +26,18 @@ FILLER = TrainingRow([0, 0], [False, False], [0.0, 0.0], [0.0, 0.0], 0.0, -1, 0)
 """A row of which nothing is trained."""
 
 
+class Update(NamedTuple):
+    """What one update trains on."""
+
+    rows: Sequence[TrainingRow]
+    planned: Sequence[Sequence[Sequence[int]]]
+    """By `plan`."""
+    micro: Sequence[Batch]
+    """This rank's micro-batches."""
+    notes: Sequence[Notes]
+    """Of all rows."""
+
+
 class Step(NamedTuple):
     """One optimizer step."""
 
@@ -70,19 +82,13 @@ def pay(rows: Sequence[TrainingRow], notes: Sequence[Notes], estimator: Estimato
         _put(notes, "token_weights", length_weights(weights, episodes.to(weights.device), norm, ppo.length_tokens))
 
 
-def deal(
-    planned: Sequence[Sequence[Sequence[int]]],
-    rows: Sequence[TrainingRow],
-    notes: Sequence[Notes],
-    episodes_a_step: int,
-    norm: LengthNorm,
-    generator: torch.Generator,
-) -> list[Step]:
+def deal(update: Update, episodes_a_step: int, norm: LengthNorm, generator: torch.Generator) -> list[Step]:
     """Return an epoch's optimizer steps.
 
     The longest of a step comes first, so that the heap grows once. All steps get the same number of micro-batches, give or
     take one: Adam would give a small rest the weight of a whole step.
     """
+    rows, planned, _, notes = update
     order = torch.randperm(len(planned), generator=generator)
     steps = max(1, round(len({row.episode for row in rows}) / episodes_a_step))
     parts = [sorted(part.tolist()) for part in order.tensor_split(min(steps, len(planned)))]

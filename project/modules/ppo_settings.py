@@ -18,6 +18,7 @@ COUNTS = (
     "inner_epochs",
     "minibatch_episodes",
     "micro_episodes",
+    "critic_epochs",
     "critic_steps",
     "critic_rows",
     "flat_updates",
@@ -72,8 +73,13 @@ class PPOSettings:
     max_grad_norm: float = 1.0
     flat_updates: int = 10
     """Updates in a row without a difference in reward, which train nothing, that stop the run."""
+    critic_in: Literal["head", "adapter", "model"] = "head"
+    """What of the critic is trained: a head on the policy's hidden states; a head and a LoRA adapter of its own over the
+    policy's frozen weights; a head and a model of its own."""
+    critic_epochs: int = 1
+    """Passes of an adapter's or a model's steps over the update's episodes."""
     critic_steps: int = 16
-    """Steps of the critic on an update's hidden states, which are kept: they cost no pass of the model."""
+    """Steps of a head on an update's hidden states, which are kept: they cost no pass of the model."""
     critic_rows: int = 1024
     """Trained tokens in one of them."""
     critic_warmup: int = 0
@@ -112,8 +118,9 @@ class PPOSettings:
                 f"ppo.resample_rounds={self.resample_rounds} is for estimators that compare the episodes of a question, and "
                 f"{self.estimator} compares all; leave it out"
             )
-        if self.critic_warmup and not ESTIMATORS[self.estimator].critic:
-            raise InputError(f"ppo.critic_warmup={self.critic_warmup}, and {self.estimator} has no critic; leave it out")
+        for name, odd in (("critic_warmup", self.critic_warmup), ("critic_in", self.critic_in != "head")):
+            if odd and not ESTIMATORS[self.estimator].critic:
+                raise InputError(f"ppo.{name}={getattr(self, name)}, and {self.estimator} has no critic; leave it out")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise InputError(f"ppo.dual_clip={self.dual_clip} must be above 1")
         wrong = [f"{kind}: {value}" for kind, value in self.span_weights.items() if kind not in SAMPLED or not 0 <= value < inf]

@@ -62,7 +62,7 @@ def same_on_all(module: nn.Module) -> None:
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up all ranks' gradients; those of sharded parameters come as their mean, which FSDP2 has taken."""
     _, size = world()
-    for parameter in parameters if size > 1 else ():
+    for parameter in (p for p in parameters if p.requires_grad and size > 1):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         if isinstance(parameter.grad, DTensor):

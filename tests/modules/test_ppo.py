@@ -20,7 +20,7 @@ from project.errors import EngineError, InputError, RetrievalError, TrainingErro
 from project.modules.critic import Critic
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.ppo import PPO
-from project.modules.ppo_batches import deal, pay, plan, together
+from project.modules.ppo_batches import Update, deal, pay, plan, together
 from project.modules.ppo_settings import PPOSettings
 from project.records import Episode, FinishReason, Passage, Question, Turn
 from project.rollouts.engines.protocol import Generation
@@ -93,10 +93,10 @@ class Watched(PPO):
         self.all_episodes.append(episodes)
         return episodes
 
-    def _prepare(self, rows, planned):
-        micro, notes = super()._prepare(rows, planned)
-        self.micro.append(micro)
-        return micro, notes
+    def _prepare(self, rows):
+        update = super()._prepare(rows)
+        self.micro.append(update.micro)
+        return update
 
     def of(self, name):
         return [value for key, value in self.logged if key == name]
@@ -445,6 +445,8 @@ def test_the_kl_coefficient_is_steered(folder):
         ({"span_weights": {"thought": 1.0}}, "span_weights holds thought: 1.0"),
         ({"span_weights": {"think": -1.0}}, "span_weights holds think: -1.0"),
         ({"length_tokens": 0}, "length_tokens=0"),
+        ({"critic_in": "model", "estimator": "grpo"}, "critic_in=model, and grpo has no critic"),
+        ({"critic_epochs": 0}, "critic_epochs=0 must be at least 1"),
         ({"resample_rounds": -1}, "resample_rounds=-1 must be 0 or more"),
         ({"resample_rounds": 1, "estimator": "reinforce++"}, "resample_rounds=1 is for estimators that compare the episodes"),
     ],
@@ -542,14 +544,64 @@ def test_the_critic_learns_what_it_is_shown_without_counting_as_steps(folder, se
     assert (trainer.global_step, int(module.updates)) == (1, 1)
 
 
-def test_the_critic_starts_at_0_and_detaches():
-    hidden = torch.randn(5, 32, requires_grad=True)
-    critic = Critic(32)
-    values = critic(hidden)
-    assert not values.any()
-    torch.nn.init.ones_(critic.net[-1].weight)
-    critic(hidden).sum().backward()
-    assert hidden.grad is None
+def test_the_critic_starts_at_0():
+    assert not Critic(32)(torch.randn(5, 32)).any()
+
+
+def parts_of(module):
+    """Return the trained parameters by whose they are."""
+    found = {"policy": {}, "body": {}, "head": {}}
+    for name, parameter in module.named_parameters():
+        owner = "policy" if name.startswith("policy.") else "body" if ".body." in name else "head"
+        if parameter.requires_grad:
+            found[owner][name] = parameter
+    return found
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_trap_18_a_critic_with_layers_of_its_own_leaves_the_policy_alone(folder, server, questions, tmp_path, kind):
+    """It learns the returns; the policy's adapter is trained as with a head, and no weight is both's."""
+    deep = {"critic_in": kind, "critic_epochs": 20, "kl_coef": 0.0}
+    module = make(folder, url=server.url, ppo=deep, critic_learning_rate={"adapter": 1e-2, "model": 1e-3}[kind])
+    module.configure_model()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trained = parts_of(module)
+    assert len(trained["policy"]) == 28
+    assert len(trained["body"]) == (28 if kind == "adapter" else 20)
+    assert len(trained["head"]) == 6
+    storages = [{p.data_ptr() for p in trained[owner].values()} for owner in ("policy", "body")]
+    assert not storages[0] & storages[1]
+    frozen = {p.data_ptr() for p in module.policy.parameters() if not p.requires_grad}
+    shared = frozen & {p.data_ptr() for p in module.critic.parameters()}
+    assert bool(shared) == (kind == "adapter")
+    fit(module, questions, tmp_path / kind, steps=2)
+    after = parts_of(module)
+    assert all(not torch.equal(before[name], p) for owner in ("policy", "head") for name, p in after[owner].items())
+    moved = [not torch.equal(before[name], p) for name, p in after["body"].items()]
+    assert sum(moved) >= len(moved) - 1  # the head of a model of its own is not asked
+    assert all(torch.equal(before[name], p) for name, p in module.named_parameters() if not p.requires_grad)
+    head = make(folder, url=server.url, ppo={"kl_coef": 0.0})
+    fit(head, questions, tmp_path / "head", steps=1)
+    assert module.gradients[0].keys() == head.gradients[0].keys()
+    for name, gradient in head.gradients[0].items():  # both critics say 0 at first
+        torch.testing.assert_close(module.gradients[0][name], gradient)
+    returns, old = (torch.cat([b[name] for b in module.micro[1]]) for name in ("returns", "old_values"))
+    values = torch.cat([module.critic.values(b, None) for b in module.micro[1]])
+    assert float(((values - returns) ** 2).mean()) < 0.97 * float(((old - returns) ** 2).mean())
+
+
+def test_a_critic_of_its_own_is_resumed_and_tested(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, ppo={"critic_in": "adapter"})
+    trainer = fit(module, questions, tmp_path, steps=1)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    held = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert all("lora_" in name or "head" in name for name in held if name.startswith("critic."))
+    again = make(folder, url=server.url, ppo={"critic_in": "adapter"})
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, max_steps=2, enable_checkpointing=False)
+    trainer.fit(again, QuestionDataModule(questions, batch_questions=2), ckpt_path=tmp_path / "a.ckpt")
+    whole = make(folder, url=server.url, ppo={"critic_in": "adapter"})
+    fit(whole, questions, tmp_path / "whole", steps=2)
+    assert all(torch.equal(p, dict(whole.named_parameters())[name]) for name, p in again.named_parameters())
 
 
 def test_trap_15_inner_epochs_and_minibatches_take_several_steps_and_count_as_one(folder, server, questions, tmp_path):
@@ -572,8 +624,8 @@ def test_optimizer_steps_are_even_and_take_the_longest_first():
     for count in (10, 8, 1, 13):  # of 2 episodes: 20, 16, 2 and 26 of them
         rows = rows_of([5] * 2 * count)
         notes = [{"token_weights": torch.ones(1)} for _ in rows]
-        planned = plan(rows, 2, 1)
-        steps += deal(planned, rows, notes, 16, "token", torch.Generator().manual_seed(0))
+        update = Update(rows, plan(rows, 2, 1), [], notes)
+        steps += deal(update, 16, "token", torch.Generator().manual_seed(0))
     numbers = [step.micro for step in steps]
     assert [len(step) for step in numbers] == [10, 8, 1, 7, 6]  # not 8 and 2, nor 8 and 5
     assert all(step == sorted(step) for step in numbers)
@@ -584,10 +636,10 @@ def test_optimizer_steps_are_even_and_take_the_longest_first():
 def test_a_step_divides_by_its_own_weight_or_by_its_share():
     rows = rows_of([3, 2, 1])
     notes = [{"token_weights": torch.full((n,), w)} for n, w in ((3, 1.0), (2, 0.5), (1, 4.0))]
-    generator = torch.Generator().manual_seed(0)
-    [step] = deal(plan(rows, 1, 1), rows, notes, 8, "token", generator)
+    generator, update = torch.Generator().manual_seed(0), Update(rows, plan(rows, 1, 1), [], notes)
+    [step] = deal(update, 8, "token", generator)
     assert (step.micro, step.tokens, step.scale) == ([0, 1, 2], 6, 6 / 8)
-    parts = deal(plan(rows, 1, 1), rows, notes, 1, "episode", generator)
+    parts = deal(update, 1, "episode", generator)
     assert [(len(part.micro), part.tokens, part.scale) for part in parts] == [(1, 2.0, 1.0)] * 3
 
 
