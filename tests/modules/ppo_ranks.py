@@ -58,7 +58,7 @@ def main(strategy: str, model: str, questions: str, url: str, path: str) -> None
     }
     everyone = gathered({name: found[name] for name in ("logged", "episodes", "version", "steps")})
     assert len({repr([each[name] for name in ("episodes", "version", "steps")]) for each in everyone}) == 1
-    timed = ("time/",)
+    timed = ("time/", "speed/", "memory/")
     logged = [[pair for pair in each["logged"] if not pair[0].startswith(timed)] for each in everyone]
     assert all(repr(each) == repr(logged[0]) for each in logged), "ranks logged different numbers"
     if world()[0] == 0:
