@@ -1,6 +1,8 @@
-"""transformers as an engine: small, exact, and deterministic. Requests that wait together are decoded together.
+"""transformers as an engine: small and exact. Requests that wait together are decoded together.
 
-Sampling noise is keyed by each request's own seed (Gumbel-max), so a request's tokens do not depend on the noise of others.
+Sampling noise is keyed by each request's own seed (Gumbel-max), so a request's tokens do not depend on the noise of others. In
+a batch they may still differ in their last bits; with `alone` each is decoded by itself, and a rollout that was killed is the
+same to the bit when it is made again, whichever searches come back first.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ Request = tuple[Sequence[int], Sampling, "asyncio.Future[Generation]"]
 class TransformersEngine:
     """Decodes with a causal LM of transformers, KV cache and left padding."""
 
-    def __init__(self, model: Any, seed: int = 0) -> None:  # noqa: ANN401 - a folder or a loaded causal LM
-        """Take a loaded causal LM, or load one from a folder in its own dtype."""
+    def __init__(self, model: Any, seed: int = 0, *, alone: bool = False) -> None:  # noqa: ANN401 - a folder or a loaded causal LM
+        """Take a loaded causal LM, or load one from a folder in its own dtype; with `alone` no request shares a batch."""
         if isinstance(model, str) or hasattr(model, "joinpath"):
             from transformers import AutoModelForCausalLM
 
             model = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
-        self._model, self._seed, self.version = model, seed, 0
+        self._model, self._seed, self._alone, self.version = model, seed, alone, 0
         self._queue: list[Request] = []
         self._pump: asyncio.Task[None] | None = None
 
@@ -46,7 +48,7 @@ class TransformersEngine:
             await asyncio.sleep(0.002)
             batch, self._queue = self._queue, []
             try:
-                results = self._decode(batch)
+                results = [self._decode([request])[0] for request in batch] if self._alone else self._decode(batch)
             except Exception as error:  # noqa: BLE001 - every caller that waits gets it
                 for _, _, future in batch:
                     if not future.done():
