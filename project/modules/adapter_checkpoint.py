@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from project.errors import InputError
 from project.files import file_digest
-from project.modules.ranks import gathered
+from project.ranks import gathered
 
 BASE_DIGEST = "seeker_base"
 OPTIMIZER_SETTINGS = "seeker_optimizer"

@@ -19,7 +19,7 @@ from project.environment.search import EpisodeLimits, RetrieverTool
 from project.errors import InputError, RetrievalError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
-from project.modules.ranks import gathered_or_raised, part_of
+from project.ranks import gathered_or_raised, part_of
 from project.records import Episode, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
@@ -42,6 +42,9 @@ class SearchAgent(LightningModule):
         limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 - frozen
         reward: AnswerReward = AnswerReward(),  # noqa: B008 - frozen
         eval_temperature: float = 0.0,
+        servers: list[str] | None = None,
+        weights_dir: Path | None = None,
+        deterministic: bool = False,
     ) -> None:
         """Take what to run and how.
 
@@ -51,10 +54,17 @@ class SearchAgent(LightningModule):
             index: folder of `seeker index build`; the run starts a server on it and stops it.
             retrieval_url: address of a running server, instead of `index`; neither is needed where `limits.max_turns` is 1.
             topk: documents a search returns, at most.
-            engine: `vllm` in process, or `transformers`.
+            engine: `vllm` in process, `servers` of vLLM that run already, or `transformers`.
             limits: what an episode may use, in turns, tokens and characters.
             reward: how episodes are scored.
             eval_temperature: of sampling in validation, test and prediction; 0 = greedy.
+            servers: addresses of vLLM servers for `engine: servers`, such as http://127.0.0.1:8000, each started by
+                `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --max-model-len TOKENS --logprobs-mode processed_logprobs`, with
+                `limits.context_tokens` for TOKENS (on a CPU with `--no-enable-chunked-prefill`).
+            weights_dir: folder that this process writes and all servers read, where they are on other machines; by default
+                weights go through shared memory.
+            deterministic: with `engine: transformers` decode each turn by itself, so that a run that was killed ends in the
+                same bits; slower.
         """
         super().__init__()
         self.model_path = resolve_model_path(model_path)
@@ -63,6 +73,14 @@ class SearchAgent(LightningModule):
             raise InputError("give one of model.index (a folder of seeker index build) and model.retrieval_url")
         self.index, self.retrieval_url, self.topk = index, retrieval_url, topk
         self.data_files = {"index": Path(index) / MANIFEST} if index is not None else {}  # the run's record names its digest
+        if (engine == "servers") != bool(servers):
+            given = f"are {servers}" if servers else "are missing"
+            raise InputError(
+                f"model.servers {given} and model.engine is {engine}; addresses go with engine: servers, and only there"
+            )
+        if deterministic and engine != "transformers":
+            raise InputError(f"model.deterministic={deterministic} is for engine: transformers, not {engine}; leave it out")
+        self.servers, self.weights_dir, self.deterministic = tuple(servers or ()), weights_dir, deterministic
         self.engine_name, self.limits, self.reward, self.eval_temperature = engine, limits, reward, eval_temperature
         if self.settings.history == "template" and limits.max_turns > 1:
             raise InputError(
@@ -100,7 +118,14 @@ class SearchAgent(LightningModule):
     def _start_engine(self) -> None:
         if self._engine is None:
             folder = self._engine_folder()
-            self._engine = make_engine(self.engine_name, folder, self.limits.context_tokens)
+            self._engine = make_engine(
+                self.engine_name,
+                folder,
+                self.limits.context_tokens,
+                servers=self.servers,
+                weights_dir=self.weights_dir,
+                alone=self.deterministic,
+            )
 
     def _engine_folder(self) -> str:
         """Return a folder whose vocabulary holds the dialect's tokens; a model that lacks them is written out with them."""

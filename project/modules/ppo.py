@@ -41,9 +41,9 @@ from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.ppo_batches import FILLER, Batch, Notes, Step, Update, deal, pay, plan, together
 from project.modules.ppo_health import episode_health, generating_seconds, is_kept, memory_health
 from project.modules.ppo_settings import PPOSettings
-from project.modules.ranks import gathered, same_on_all, sum_gradients, summed, world
 from project.modules.sft import check_finite
 from project.modules.sharding import shard, whole
+from project.ranks import gathered, same_on_all, sum_gradients, summed, world
 from project.records import Episode, Question
 from project.rollouts.rows import TrainingRow, collate_rows, training_rows
 from project.runtime import return_freed_memory

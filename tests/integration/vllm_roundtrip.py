@@ -71,6 +71,12 @@ def main(folder):
     result["gap_generated"] = float((generated - policy_score(policy, prompts[0], list(after[0].ids))).abs().mean())
     with policy.reference():
         result["gap_to_old"] = float((generated - policy_score(policy, prompts[0], list(after[0].ids))).abs().mean())
+    embedding = policy.causal_lm.get_input_embeddings().weight
+    with torch.no_grad():  # whose rows are the head's too
+        embedding.mul_(1 + 0.3 * torch.randn(len(embedding), 1, generator=torch.Generator().manual_seed(2)))
+    result["gap_stale_head"] = gap(engine, policy, prompts[0], list(first[0].ids))
+    engine.sync(policy.merged_weights())
+    result["gap_new_head"] = gap(engine, policy, prompts[0], list(first[0].ids))
     # More prompt tokens at once than one step of vLLM's scheduler takes, so that it could cut a prompt in two.
     many = [renderer.encode(f"{i} {'and so on ' * 60}") for i in range(60)]
 

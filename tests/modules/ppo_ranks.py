@@ -12,8 +12,8 @@ from test_ppo import METALS, SEARCH, Gradients, Script, make
 
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits
-from project.modules.ranks import gathered, world
 from project.modules.sharding import whole
+from project.ranks import gathered, world
 from project.rollouts.engines.protocol import Generation
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from project.errors import EngineError
-from project.rollouts.engines import vllm
+from project.rollouts.engines import vllm, weights
 
 
 def test_weights_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = tmp_path / "shared"
-    monkeypatch.setattr(vllm, "_shared_folder", lambda: str(shared))
+    monkeypatch.setattr(weights, "shared_folder", lambda: shared)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    names = [f"{vllm.WEIGHTS}{ended.pid}-a", f"{vllm.WEIGHTS}{os.getpid()}-b", f"{vllm.WEIGHTS}x-c", "of-another"]
+    names = [f"{weights.PREFIX}{ended.pid}-a", f"{weights.PREFIX}{os.getpid()}-b", f"{weights.PREFIX}x-c", "of-another"]
     for name in names:
         (shared / name).mkdir(parents=True)
         (shared / name / "model.safetensors").touch()
-    vllm._remove_left_behind()
+    weights.remove_left_behind()
     assert sorted(path.name for path in shared.iterdir()) == sorted(names[1:])
 
 

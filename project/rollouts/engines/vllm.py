@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +16,7 @@ from torch import Tensor
 
 from project.errors import EngineError
 from project.rollouts.engines.protocol import Generation, Sampling, preserved_rng
-
-WEIGHTS = "seeker-weights-"
+from project.rollouts.engines.weights import WeightFolders
 
 
 class VLLMEngine:
@@ -61,9 +56,8 @@ class VLLMEngine:
                 disable_log_stats=True,
             )
         torch.set_num_threads(threads)
-        self._model_path = Path(model_path)
-        self._dtype: Any = self._llm.llm_engine.vllm_config.model_config.dtype
-        _remove_left_behind()
+        dtype: Any = self._llm.llm_engine.vllm_config.model_config.dtype
+        self._weights = WeightFolders(model_path, dtype)
         self.version = 0
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[Any]] = {}
@@ -128,57 +122,22 @@ class VLLMEngine:
 
         What changes is counted in the engine's dtype: a delta that its rounding takes away has not arrived.
         """
-        from safetensors.torch import load_file, save_file
-
-        state = {name: tensor.detach().to("cpu", self._dtype, copy=True) for name, tensor in weights}
-        folder = Path(tempfile.mkdtemp(dir=_shared_folder(), prefix=f"{WEIGHTS}{os.getpid()}-"))
-        try:
-            changed = _share_changed(state, self._previous(load_file))
-            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-            for path in self._model_path.glob("*.json"):
-                if not path.name.endswith(".index.json"):
-                    shutil.copy(path, folder)
+        with self._weights.written(weights) as (folder, changed):
             with preserved_rng():
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+                self._llm.collective_rpc(_renew_tied_head)
             self._llm.reset_prefix_cache()
-        finally:
-            shutil.rmtree(folder)
-        self._last = state
         self.version += 1
         return changed
 
-    def _previous(self, load: Any) -> dict[str, Tensor]:  # noqa: ANN401 - safetensors' reader
-        if hasattr(self, "_last"):
-            return self._last
-        state: dict[str, Tensor] = {}
-        for path in sorted(self._model_path.glob("*.safetensors")):
-            state.update({name: tensor.to(self._dtype) for name, tensor in load(path).items()})
-        return state
 
+def _renew_tied_head(worker: Any) -> None:  # noqa: ANN401 - vLLM's worker
+    """Make a head that is the embedding anew: on a CPU it is a packed copy, which vLLM 0.32 leaves as it was at the start."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-def _shared_folder() -> str | None:
-    return "/dev/shm" if os.path.isdir("/dev/shm") else None
-
-
-def _remove_left_behind() -> None:
-    """Remove the weights that killed processes left in shared memory."""
-    for path in Path(_shared_folder() or tempfile.gettempdir()).glob(f"{WEIGHTS}*-*"):
-        owner = path.name.removeprefix(WEIGHTS).partition("-")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _share_changed(new: dict[str, Tensor], old: dict[str, Tensor]) -> float:
-    changed = sum(int((tensor != old[name]).sum()) for name, tensor in new.items() if name in old)
-    total = sum(tensor.numel() for name, tensor in new.items() if name in old)
-    return changed / max(1, total)
+    tables = [module for module in worker.get_model().modules() if isinstance(module, VocabParallelEmbedding)]
+    heads = [module for module in tables if isinstance(module, ParallelLMHead)]
+    if worker.model_config.hf_text_config.tie_word_embeddings and heads and not torch.cuda.is_available():
+        [embedding] = [module for module in tables if module not in heads]
+        heads[0].weight = embedding.weight
+        heads[0].quant_method.process_weights_after_loading(heads[0])
