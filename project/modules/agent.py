@@ -91,6 +91,7 @@ class SearchAgent(LightningModule):
         self.tokenizer, self._new_ids = load_tokenizer(self.model_path, self.dialect)
         self.renderer = Renderer(self.tokenizer, self.dialect, self.settings.history)
         self._engine: Engine | None = None
+        self._adapter_rank: int | None = None
         self._server: ServerHandle | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._episodes: list[Episode] = []
@@ -125,6 +126,7 @@ class SearchAgent(LightningModule):
                 servers=self.servers,
                 weights_dir=self.weights_dir,
                 alone=self.deterministic,
+                lora_rank=self._adapter_rank,
             )
 
     def _engine_folder(self) -> str:

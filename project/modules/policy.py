@@ -206,6 +206,27 @@ class Policy(nn.Module):
         weights = _merged(self.model) if self.has_adapter else self.model.state_dict().items()
         yield from ((name, whole(tensor)) for name, tensor in weights if not _is_tied_head(self.causal_lm, name))
 
+    def save_adapter(self, folder: Path, last: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        """Write the adapter as PEFT does, in the model's dtype, for an engine that serves it beside the base.
+
+        Args:
+            folder: made if missing.
+            last: what was written before, by name.
+
+        Returns:
+            (what was written, the share of its values that differ from the last; of a first adapter, from 0).
+        """
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        dtype = self.causal_lm.dtype
+        held = {n: whole(t).detach().to("cpu", dtype, copy=True) for n, t in get_peft_model_state_dict(self.model).items()}
+        differ = sum(int((t != (last[n] if n in last else torch.zeros_like(t))).sum()) for n, t in held.items())
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(held, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.model.peft_config["default"].save_pretrained(folder)
+        return held, differ / max(1, sum(t.numel() for t in held.values()))
+
 
 def _nf4(dtype: torch.dtype) -> Any:  # noqa: ANN401
     from transformers import BitsAndBytesConfig

@@ -13,12 +13,13 @@ base with its adapter off: at update 0 KL is 0 and every ratio 1.
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ from project.modules.sft import check_finite
 from project.modules.sharding import shard, whole
 from project.ranks import gathered, same_on_all, sum_gradients, summed, world
 from project.records import Episode, Question
+from project.rollouts.engines.weights import shared_folder
 from project.rollouts.rows import TrainingRow, collate_rows, training_rows
 from project.runtime import return_freed_memory
 from project.tracking.episodes import flush_episodes, log_episode
@@ -80,6 +82,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         precision: Precision = "bfloat16",
         learning_rate: float = 1e-4,
         critic_learning_rate: float = 3e-4,
+        sync: Literal["merge", "adapter"] = "merge",
         export_dir: Path | None = None,
         traced_episodes: int = 2,
         seed: int = 0,
@@ -93,6 +96,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
             precision: dtype of the base weights.
             learning_rate: AdamW's, for the policy, constant.
             critic_learning_rate: AdamW's, for the critic.
+            sync: how the engine gets new weights: merged whole, which on a CPU generates four times as fast, or as an adapter
+                that it serves beside the base, which is less to send.
             export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
             traced_episodes: episodes of each update that MLflow keeps as traces.
             seed: of the rollouts' sampling noise.
@@ -105,7 +110,15 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self.lora, self.precision_name = lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
         self.export_dir, self.traced_episodes, self.seed = export_dir, traced_episodes, seed
-        self._moved = False
+        self._moved, self.sync, self._adapter = False, sync, dict[str, Tensor]()
+        self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
+        if sync == "adapter":
+            if lora is None or self._new_ids or self.engine_name == "transformers":
+                raise InputError(
+                    "model.sync=adapter is for vLLM, lora, and a model folder that holds the dialect's tokens, as SFT's does; "
+                    "give merge"
+                )
+            self._adapter_rank = lora.rank
         if lora is None and ppo.kl_coef:
             raise InputError(
                 f"ppo.kl_coef={ppo.kl_coef} needs a reference, which is the model without its adapter; give lora, or kl_coef: 0"
@@ -208,7 +221,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         assert self.policy is not None
         if self._engine.version < int(self.updates):
             self._engine.version = int(self.updates) - 1
-            self._engine.sync(self.policy.merged_weights())
+            self._send()
 
     on_validation_start = on_predict_start = on_test_start
 
@@ -505,7 +518,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """Put the merged weights into the engine and check it against the unmerged trainer with a canary."""
         assert self._engine is not None
         assert self.policy is not None
-        changed = self._engine.sync(self.policy.merged_weights())
+        changed = self._send()
         prompt = self.renderer.encode(self.renderer.prompt(self.dialect.opening("Which metal is liquid?")).text)
         canary = self.renderer.encode("<think>\nI search for the liquid metal.\n</think>")
         engine = torch.tensor(self._engine.score(prompt, canary))
@@ -523,6 +536,18 @@ class PPO(AdapterCheckpoint, SearchAgent):
                 f"after sync {self._engine.version} engine and trainer differ by {gap:.3f} nats a token on the canary, over "
                 f"{self.ppo.canary_tolerance}; the weights did not arrive whole"
             )
+
+    def _send(self) -> float:
+        """Put the policy's weights into the engine; return the share of values that changed."""
+        assert self._engine is not None
+        assert self.policy is not None
+        if self.sync == "merge":
+            return self._engine.sync(self.policy.merged_weights())
+        folder = tempfile.TemporaryDirectory(dir=shared_folder(), prefix="seeker-adapter-")
+        self._adapter, changed = self.policy.save_adapter(Path(folder.name), self._adapter)
+        self._engine.sync_adapter(Path(folder.name))
+        self._adapter_folder = folder  # servers may read it until they get the next; the one before goes now
+        return changed
 
     @torch.no_grad()
     def _score(self, prompt: list[int], ids: list[int]) -> Tensor:

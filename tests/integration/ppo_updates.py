@@ -15,6 +15,7 @@ from lightning import Callback, Trainer  # noqa: E402
 
 from project.datamodules.question import QuestionDataModule  # noqa: E402
 from project.environment.search import EpisodeLimits  # noqa: E402
+from project.modules.policy import AgentSettings  # noqa: E402
 from project.modules.ppo import PPO  # noqa: E402
 from project.modules.ppo_settings import PPOSettings  # noqa: E402
 from project.rewards.answer import AnswerReward  # noqa: E402
@@ -38,11 +39,13 @@ class Watch(Callback):
         self.updates.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-def main(folder, work):
+def main(folder, work, sync):
     questions = ({"id": c, "question": f"What is {c}?", "answers": ["a country"], "group": c} for c in COUNTRIES)
     write_rows(work / "questions.jsonl", questions)
     module = PPO(
         model_path=folder,
+        sync=sync,
+        settings=AgentSettings(decision_tokens=False if sync == "adapter" else None),
         index=work / "index",
         limits=EpisodeLimits(max_turns=2, turn_tokens=32),
         reward=Chance(),
@@ -59,4 +62,4 @@ def main(folder, work):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

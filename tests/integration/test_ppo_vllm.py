@@ -16,8 +16,8 @@ from project.records import Passage
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def result(default_model_dir, tmp_path_factory):
+@pytest.fixture(scope="module", params=["merge", "adapter"])
+def result(request, default_model_dir, tmp_path_factory):
     if importlib.util.find_spec("vllm") is None:
         reason = "vLLM is not installed"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
@@ -25,7 +25,7 @@ def result(default_model_dir, tmp_path_factory):
     passages = [Passage(c.lower(), c, f"{c} is a country.") for c in ("Peru", "Japan", "Kenya", "Norway")]
     (work / "index").mkdir()
     write_index(work / "index", passages)  # here: vLLM does not start where bm25s has loaded llvmlite
-    command = [sys.executable, str(script), str(default_model_dir), str(work)]
+    command = [sys.executable, str(script), str(default_model_dir), str(work), request.param]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-4000:]

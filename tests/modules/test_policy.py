@@ -348,3 +348,28 @@ def test_an_empty_policy_has_the_shape_of_a_loaded_one_and_no_weights(folder):
     assert tensors(empty) == tensors(loaded)
     lean = [[n for n, module in policy.named_modules() if "forward" in vars(module)] for policy in (empty, loaded)]
     assert lean[0] == lean[1] != []
+
+
+def test_a_saved_adapter_is_the_policys(folder, tmp_path):
+    """PEFT reads it back onto the base, and what changed since the last is counted."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from project.dialects import get_dialect
+
+    tokenizer, _ = load_tokenizer(str(folder), get_dialect("tags", decision_tokens=False))
+    policy = Policy(str(folder), tokenizer, [], LoRA(4, 8), "float32")
+    first, changed = policy.save_adapter(tmp_path / "a", {})
+    assert 0 < changed < 1  # A is drawn, B is 0
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    second, changed = policy.save_adapter(tmp_path / "a", first)
+    assert 0 < changed < 1
+    assert policy.save_adapter(tmp_path / "a", second)[1] == 0
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "a")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits[0], policy.head(policy(ids[0], [4])), rtol=1e-4, atol=1e-5)

@@ -811,6 +811,11 @@ def test_a_kl_without_a_reference_is_refused(folder):
     PPO(**options, ppo=PPOSettings(kl_coef=0.0))
 
 
+def test_an_adapter_is_synced_to_vllm_only(folder):
+    with pytest.raises(InputError, match=r"model\.sync=adapter is for vLLM"):
+        make(folder, url="http://x", sync="adapter")
+
+
 def test_numbers_that_train_nothing_are_refused():
     with pytest.raises(InputError, match=r"ppo\.critic_steps=0 must be at least 1"):
         PPOSettings(critic_steps=0)

@@ -20,6 +20,7 @@ def make_engine(
     servers: Sequence[str] = (),
     weights_dir: Path | None = None,
     alone: bool = False,
+    lora_rank: int | None = None,
 ) -> Engine:
     """Start an engine on a model folder (`transformers` also takes a loaded causal LM).
 
@@ -31,6 +32,7 @@ def make_engine(
         servers: base addresses of running servers, for `servers`.
         weights_dir: folder that those servers read, where they are on other machines.
         alone: `transformers` decodes each request by itself.
+        lora_rank: largest rank of the adapters that `vllm` will be given; None where it is given full weights.
 
     Raises:
         EngineError: vLLM is asked for and not installed, or a server is not as it must be.
@@ -42,7 +44,7 @@ def make_engine(
     if name == "vllm":
         from project.rollouts.engines.vllm import VLLMEngine
 
-        return VLLMEngine(str(model), context_tokens, seed)
+        return VLLMEngine(str(model), context_tokens, seed, lora_rank)
     from project.rollouts.engines.transformers import TransformersEngine
 
     return TransformersEngine(model, seed, alone=alone)

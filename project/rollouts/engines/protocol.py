@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -49,6 +50,9 @@ class Engine(Protocol):
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> float:
         """Take new weights, forget cached prefixes, raise `version`; return the share of values that changed."""
+
+    def sync_adapter(self, folder: Path) -> None:
+        """Take a LoRA adapter as PEFT saves it, forget cached prefixes, raise `version`. The folder stays until the next."""
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,6 +121,10 @@ class TransformersEngine:
                 own[name].copy_(tensor)
         self.version += 1
         return changed / max(1, total)
+
+    def sync_adapter(self, folder: Path) -> None:
+        """Refuse: weights are merged here."""
+        raise InputError(f"the engine transformers takes full weights, not the adapter {folder}; set model.sync merge")
 
 
 def _is_done(ids: list[int], sampling: Sampling) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ from project.rollouts.engines.weights import WeightFolders
 class VLLMEngine:
     """Continuous batching in this process: a finished request resolves at once while the others go on."""
 
-    def __init__(self, model_path: str, context_tokens: int, seed: int = 0) -> None:
+    def __init__(self, model_path: str, context_tokens: int, seed: int = 0, lora_rank: int | None = None) -> None:
         """Start vLLM on a model folder.
 
         Args:
             model_path: folder of a causal LM with its tokenizer.
             context_tokens: prompt and generation together, at most.
             seed: of vLLM's own sampling.
+            lora_rank: largest rank of the adapters that `sync_adapter` gives; None for an engine that takes full weights.
 
         Raises:
             EngineError: vLLM is not installed.
@@ -43,6 +45,7 @@ class VLLMEngine:
             raise EngineError(
                 "vLLM is not installed in this environment; run scripts/setup.sh, or choose engine: transformers"
             ) from error
+        adapters: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank)}
         with preserved_rng():
             self._llm: Any = LLM(
                 model=model_path,
@@ -54,11 +57,13 @@ class VLLMEngine:
                 enable_chunked_prefill=torch.cuda.is_available(),
                 seed=seed,
                 disable_log_stats=True,
+                **adapters,
             )
         torch.set_num_threads(threads)
         dtype: Any = self._llm.llm_engine.vllm_config.model_config.dtype
         self._weights = WeightFolders(model_path, dtype)
         self.version = 0
+        self._adapter: Any = None
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._pump: asyncio.Task[None] | None = None
@@ -77,7 +82,8 @@ class VLLMEngine:
             logprobs=0,
             detokenize=False,
         )
-        self._llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt_ids)), parameters)
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        self._llm.llm_engine.add_request(name, prompt, parameters, lora_request=self._adapter)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run())
         try:
@@ -113,7 +119,8 @@ class VLLMEngine:
         whole = [*prompt_ids, *ids]
         parameters = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         with preserved_rng():
-            [output] = self._llm.generate([TokensPrompt(prompt_token_ids=whole)], parameters, use_tqdm=False)
+            prompt = TokensPrompt(prompt_token_ids=whole)
+            [output] = self._llm.generate([prompt], parameters, use_tqdm=False, lora_request=self._adapter)
         steps = output.prompt_logprobs[len(prompt_ids) :]
         return [step[token].logprob for step, token in zip(steps, ids, strict=True)]
 
@@ -129,6 +136,24 @@ class VLLMEngine:
             self._llm.reset_prefix_cache()
         self.version += 1
         return changed
+
+    def sync_adapter(self, folder: Path) -> None:
+        """Generate with the LoRA adapter of a folder from now on, as PEFT saves it; the one before is let go of."""
+        from vllm.lora.request import LoRARequest
+
+        old, number = self._adapter, self.version + 1
+        self._adapter = LoRARequest(f"update-{number}", number, str(folder))
+        with preserved_rng():
+            self._llm.llm_engine.add_lora(self._adapter)
+            if old is not None:
+                self._llm.llm_engine.remove_lora(old.lora_int_id)
+        self._llm.reset_prefix_cache()
+        self.version += 1
+
+
+def _rank_limit(rank: int) -> int:
+    """Return the least of vLLM's sizes that holds a rank."""
+    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
 
 def _renew_tied_head(worker: Any) -> None:  # noqa: ANN401 - vLLM's worker
