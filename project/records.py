@@ -450,6 +450,8 @@ class Turn:
     """True where a context begins: `context_ids` is a whole prompt. The first turn's, and the one's after a fold."""
     clock_ns: tuple[int, int, int] = (0, 0, 0)
     """Since 1970: when the engine was asked, when it was done, and when the environment was done with what it said."""
+    drifted: bool = False
+    """True where the engine read other tokens than the turn's row holds: nothing could be trained on that."""
 
 
 @dataclass(frozen=True, slots=True)

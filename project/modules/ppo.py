@@ -291,6 +291,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         kept = [e for e in episodes if is_kept(e)]
         if not kept:
             raise TrainingError("no episode of this update could be trained; check the search tool")
+        if drifted := sum(turn.drifted for e in kept for turn in e.turns):
+            raise EngineError(
+                f"in {drifted} turns the engine read other tokens than the rows hold; nothing was trained on them"
+            )
         scores = [self.reward(e) for e in kept]
         if log:
             found = episode_health(episodes, scores, self._engine.version)

@@ -16,7 +16,7 @@ def episode_health(episodes: Sequence[Episode], scores: Sequence[dict[str, float
 
     `train/correct_logprob` (nats a token, of the episodes with an exact answer, under the policy that wrote them) falls where
     a policy forgets what it could do. `train/staleness` is how many syncs older than the engine's weights now those that
-    wrote an episode are.
+    wrote an episode are. `train/drift` is the share of turns whose row is not what the engine read; it must be 0.
 
     Args:
         episodes: all of the update, those without their tool too.
@@ -37,6 +37,7 @@ def episode_health(episodes: Sequence[Episode], scores: Sequence[dict[str, float
         "malformed_turns": [e.malformed for e in kept],
         "generated_tokens": [e.generated_tokens for e in kept],
         "staleness": [version - turn.version for e in kept for turn in e.turns],
+        "drift": [turn.drifted for e in kept for turn in e.turns],
         "tool_errors": [e.finish.is_environment_failure for e in episodes],
     }
     found |= {f"train/{name}": fmean(values) for name, values in counts.items()}

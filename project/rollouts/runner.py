@@ -77,8 +77,9 @@ class EpisodeRunner:
             generation = await self.engine.generate(context, sampling)
             done, ended = time.time_ns(), generation.finish == "stop"
             following = await environment.step(self.renderer.decode(generation.ids), ended=ended)
-            clock = (asked, done, time.time_ns())
-            turns.append(Turn(tuple(new), generation.ids, generation.logprobs, generation.version, ended, fresh, clock))
+            clock, ids, version = (asked, done, time.time_ns()), generation.ids, generation.version
+            drifted = bool(generation.prompt_ids) and generation.prompt_ids != _row(turns, new, fresh)
+            turns.append(Turn(tuple(new), ids, generation.logprobs, version, ended, fresh, clock, drifted))
             if environment.finish is not None:
                 return
             if fresh := environment.folded:
@@ -97,6 +98,13 @@ class EpisodeRunner:
         room = self.limits.context_tokens - used
         most = self.limits.summary_tokens if environment.folding else self.limits.turn_tokens
         return Sampling(self.temperature, min(most, room), (self.renderer.end_id,), seed % (1 << 62))
+
+
+def _row(turns: Sequence[Turn], new: Sequence[int], fresh: bool) -> tuple[int, ...]:
+    """Return what a training row holds before a turn: the turns since its context began, and what is new."""
+    last = max((i for i, turn in enumerate(turns) if turn.fresh), default=0)
+    held = [] if fresh else turns[last:]
+    return (*(i for turn in held for i in (*turn.context_ids, *turn.ids)), *new)
 
 
 def _episode(environment: SearchEnvironment, turns: Sequence[Turn]) -> Episode:

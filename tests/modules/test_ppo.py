@@ -702,6 +702,14 @@ def test_trap_14_few_failed_episodes_are_left_out(folder):
     assert [score["total"] for score in scores] == [0]
 
 
+def test_trap_14_drift_stops_the_run(folder):
+    module = make(folder, url="http://127.0.0.1:1")
+    turn = Turn((1,), (2,), (-1.0,), 0, True, drifted=True)
+    module.run_episodes = lambda *args: [Episode(QUESTIONS[0], (turn,), (), FinishReason.MAX_TURNS)]
+    with pytest.raises(EngineError, match="in 1 turns the engine read other tokens than the rows hold"):
+        module._rollout([QUESTIONS[0]], 0)
+
+
 def test_no_episode_to_train_is_one_sentence(folder):
     module = make(folder, url="http://127.0.0.1:1")
     module.run_episodes = lambda *args: [Episode(QUESTIONS[0], (), (), FinishReason.CONTEXT_FULL)]

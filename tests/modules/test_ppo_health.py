@@ -32,6 +32,7 @@ def test_means_by_hand():
     assert found["train/malformed_turns"] == 1
     assert found["train/staleness"] == pytest.approx((1 + 2 + 1) / 3)
     assert found["train/tool_errors"] == 0.25
+    assert found["train/drift"] == 0
     finishes = {name.removeprefix("train/finish_"): v for name, v in found.items() if name.startswith("train/finish_")}
     assert finishes == {str(r): 0.25 * (r in ("answer", "malformed", "timeout", "context_full")) for r in FinishReason}
     assert "train/correct_logprob" not in episode_health([wrong], scores[1:], 4)  # nothing was right

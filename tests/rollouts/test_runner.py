@@ -1,7 +1,7 @@
 """Episodes token-in, token-out, with an engine that says what a script says, and with the tiny model."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from tiny import byte_tokenizer, tiny_model_folder
@@ -346,3 +346,24 @@ def test_an_episode_that_takes_too_long_is_a_timeout_and_the_others_go_on(tags):
     assert [episode.finish for episode in found] == [FinishReason.ANSWER, FinishReason.TIMEOUT, FinishReason.ANSWER]
     assert found[1].error == "the episode took over limits.episode_seconds=0.3"
     assert not found[1].turns
+
+
+def test_trap_14_a_turn_whose_engine_read_other_tokens_is_drift(tags):
+    """Also after a search, where what was sampled and what came back must both be in the row."""
+
+    @dataclass
+    class Reads(Script):
+        wrong: int = -1
+
+        async def generate(self, prompt_ids, sampling):
+            number = len(self.seen)
+            found = await super().generate(prompt_ids, sampling)
+            read = tuple(prompt_ids) if number != self.wrong else (*prompt_ids[:-1], 7)
+            return replace(found, prompt_ids=read)
+
+    for wrong in (-1, 0, 1, 3):
+        engine = Reads([SEARCH, SUMMARY, SEARCH, SUMMARY, ANSWER], tags.end_id, wrong=wrong)
+        limits = EpisodeLimits(context_tokens=4096, fold_turns=1, max_turns=3, summary_tokens=300)
+        [episode] = EpisodeRunner(engine, tags, Dictionary(), limits).run([QUESTION], [0])
+        assert episode.contexts == 3
+        assert [turn.drifted for turn in episode.turns] == [i == wrong for i in range(5)]

@@ -97,6 +97,7 @@ class FakeServer:
         logprob = {str(token): {"logprob": self.logprob * token, "rank": 1} for token in body["prompt"]}
         return {
             "token_ids": [7, 8, 257],
+            "prompt_token_ids": list(body["prompt"]),
             "logprobs": {"token_logprobs": [-0.5, -0.25, -0.125]},
             "finish_reason": self.finish,
             "prompt_logprobs": [None, *({str(t): logprob[str(t)]} for t in body["prompt"][1:])],

@@ -35,6 +35,8 @@ class Generation:
     finish: Literal["stop", "length"]
     version: int
     """Number of weight syncs the engine had seen."""
+    prompt_ids: tuple[int, ...] = ()
+    """What the engine says that it read; empty where it says nothing."""
 
 
 class Engine(Protocol):

@@ -106,7 +106,7 @@ class VLLMServers:
             ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
             if len(ids) != len(logprobs):
                 raise EngineError(f"{server.url} gave {len(logprobs)} log-probabilities for {len(ids)} tokens; is it vLLM?")
-            return Generation(tuple(ids), tuple(logprobs), choice["finish_reason"], version)
+            return Generation(tuple(ids), tuple(logprobs), choice["finish_reason"], version, tuple(choice["prompt_token_ids"]))
 
         return await self._fleet.anywhere(ask)
 

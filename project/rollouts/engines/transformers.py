@@ -82,7 +82,7 @@ class TransformersEngine:
             alive -= {i for i in alive if _is_done(out[i][0], batch[i][1])}
             step_ids = torch.tensor(chosen, device=device)[:, None]
             mask_BT = torch.cat([mask_BT, torch.ones_like(step_ids)], dim=1)
-        return [self._result(ids, logprobs, batch[i][1]) for i, (ids, logprobs) in enumerate(out)]
+        return [self._result(ids, logprobs, *batch[i][:2]) for i, (ids, logprobs) in enumerate(out)]
 
     def _noise_seed(self, sampling: Sampling, index: int) -> int:
         return sampling.seed if sampling.seed is not None else self._seed * 1_000_003 + index
@@ -99,9 +99,9 @@ class TransformersEngine:
         out[1].append(float(logprobs_V[token]))
         return token
 
-    def _result(self, ids: list[int], logprobs: list[float], sampling: Sampling) -> Generation:
+    def _result(self, ids: list[int], logprobs: list[float], prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         stopped = bool(ids) and ids[-1] in sampling.stop_ids
-        return Generation(tuple(ids), tuple(logprobs), "stop" if stopped else "length", self.version)
+        return Generation(tuple(ids), tuple(logprobs), "stop" if stopped else "length", self.version, tuple(prompt_ids))
 
     @torch.inference_mode()
     def score(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:

@@ -87,14 +87,15 @@ class VLLMEngine:
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run())
         try:
-            output = (await future).outputs[0]
+            whole = await future
         except asyncio.CancelledError:  # its episode has run out of time
             self._waiting.pop(name, None)
             self._llm.llm_engine.abort_request([name])
             raise
+        output, read = whole.outputs[0], tuple(whole.prompt_token_ids)
         ids = tuple(output.token_ids)
         logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True))
-        return Generation(ids, logprobs, "stop" if output.finish_reason == "stop" else "length", self.version)
+        return Generation(ids, logprobs, "stop" if output.finish_reason == "stop" else "length", self.version, read)
 
     async def _run(self) -> None:
         try:
