@@ -44,6 +44,7 @@ class SearchAgent(LightningModule):
         eval_temperature: float = 0.0,
         servers: list[str] | None = None,
         weights_dir: Path | None = None,
+        engine_memory: float | None = None,
         deterministic: bool = False,
     ) -> None:
         """Take what to run and how.
@@ -63,6 +64,7 @@ class SearchAgent(LightningModule):
                 `limits.context_tokens` for TOKENS (on a CPU with `--no-enable-chunked-prefill`).
             weights_dir: folder that this process writes and all servers read, where they are on other machines; by default
                 weights go through shared memory.
+            engine_memory: share of a GPU's memory that vLLM in process takes, beside the training; by default vLLM's own, 0.9.
             deterministic: with `engine: transformers` decode each turn by itself, so that a run that was killed ends in the
                 same bits; slower.
         """
@@ -78,6 +80,9 @@ class SearchAgent(LightningModule):
             raise InputError(
                 f"model.servers {given} and model.engine is {engine}; addresses go with engine: servers, and only there"
             )
+        if engine_memory is not None and not 0 < engine_memory < 1:
+            raise InputError(f"model.engine_memory={engine_memory} must be between 0 and 1")
+        self.engine_memory = engine_memory
         if deterministic and engine != "transformers":
             raise InputError(f"model.deterministic={deterministic} is for engine: transformers, not {engine}; leave it out")
         self.servers, self.weights_dir, self.deterministic = tuple(servers or ()), weights_dir, deterministic
@@ -127,6 +132,7 @@ class SearchAgent(LightningModule):
                 weights_dir=self.weights_dir,
                 alone=self.deterministic,
                 lora_rank=self._adapter_rank,
+                memory=self.engine_memory,
             )
 
     def _engine_folder(self) -> str:

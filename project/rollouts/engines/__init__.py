@@ -21,6 +21,7 @@ def make_engine(
     weights_dir: Path | None = None,
     alone: bool = False,
     lora_rank: int | None = None,
+    memory: float | None = None,
 ) -> Engine:
     """Start an engine on a model folder (`transformers` also takes a loaded causal LM).
 
@@ -33,6 +34,7 @@ def make_engine(
         weights_dir: folder that those servers read, where they are on other machines.
         alone: `transformers` decodes each request by itself.
         lora_rank: largest rank of the adapters that `vllm` will be given; None where it is given full weights.
+        memory: share of a GPU's memory that `vllm` takes; None leaves it to vLLM.
 
     Raises:
         EngineError: vLLM is asked for and not installed, or a server is not as it must be.
@@ -44,7 +46,7 @@ def make_engine(
     if name == "vllm":
         from project.rollouts.engines.vllm import VLLMEngine
 
-        return VLLMEngine(str(model), context_tokens, seed, lora_rank)
+        return VLLMEngine(str(model), context_tokens, seed, lora_rank, memory)
     from project.rollouts.engines.transformers import TransformersEngine
 
     return TransformersEngine(model, seed, alone=alone)

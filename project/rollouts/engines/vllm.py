@@ -23,7 +23,14 @@ from project.rollouts.engines.weights import WeightFolders
 class VLLMEngine:
     """Continuous batching in this process: a finished request resolves at once while the others go on."""
 
-    def __init__(self, model_path: str, context_tokens: int, seed: int = 0, lora_rank: int | None = None) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        context_tokens: int,
+        seed: int = 0,
+        lora_rank: int | None = None,
+        memory: float | None = None,
+    ) -> None:
         """Start vLLM on a model folder.
 
         Args:
@@ -31,6 +38,7 @@ class VLLMEngine:
             context_tokens: prompt and generation together, at most.
             seed: of vLLM's own sampling.
             lora_rank: largest rank of the adapters that `sync_adapter` gives; None for an engine that takes full weights.
+            memory: share of a GPU's memory, weights and KV cache together; None leaves it to vLLM.
 
         Raises:
             EngineError: vLLM is not installed.
@@ -45,7 +53,8 @@ class VLLMEngine:
             raise EngineError(
                 "vLLM is not installed in this environment; run scripts/setup.sh, or choose engine: transformers"
             ) from error
-        adapters: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank)}
+        more: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank)}
+        more |= {} if memory is None else {"gpu_memory_utilization": memory}
         with preserved_rng():
             self._llm: Any = LLM(
                 model=model_path,
@@ -57,7 +66,7 @@ class VLLMEngine:
                 enable_chunked_prefill=torch.cuda.is_available(),
                 seed=seed,
                 disable_log_stats=True,
-                **adapters,
+                **more,
             )
         torch.set_num_threads(threads)
         dtype: Any = self._llm.llm_engine.vllm_config.model_config.dtype
