@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from project.errors import SeekerError
+from project.errors import EngineError, SeekerError
 
 Found = TypeVar("Found")
 
@@ -35,10 +35,12 @@ def gathered_or_raised(work: Callable[[], Found]) -> list[Found]:
     """Do a rank's work and return every rank's; what one of them fails with is raised on all, which would else wait for it."""
     try:
         mine: Found | SeekerError = work()
-    except SeekerError as error:
-        if world()[1] == 1:
+    except Exception as error:
+        rank, size = world()
+        if size == 1:
             raise
-        mine = error
+        failed = f"rank {rank} failed with {type(error).__name__}: {error}"
+        mine = error if isinstance(error, SeekerError) else EngineError(failed)
     everyone = gathered(mine)
     for found in everyone:
         if isinstance(found, SeekerError):
@@ -50,6 +52,11 @@ def part_of(count: int) -> slice:
     """Return this rank's part of `count` things: each rank's are neighbours, and their numbers differ by at most one."""
     rank, size = world()
     return slice(count * rank // size, count * (rank + 1) // size)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor's whole, which all ranks must ask for together; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def same_on_all(module: nn.Module) -> None:
@@ -69,6 +76,18 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad.mul_(size)
         else:
             torch.distributed.all_reduce(parameter.grad)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Scale gradients, sharded ones and plain ones together, to a norm of at most `most`; return the norm that they had."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    kinds = [[g for g in gradients if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
+    norms = [whole(nn.utils.get_total_norm(kind)).float() for kind in kinds if kind]
+    norm = torch.stack(norms).square().sum().sqrt()
+    if float(norm) > most:
+        for gradient in gradients:
+            gradient.mul_(most / float(norm))
+    return norm
 
 
 def summed(values: dict[str, Tensor]) -> dict[str, Tensor]:

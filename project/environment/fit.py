@@ -37,7 +37,14 @@ def fit(documents: Sequence[Document], budget: int, count: Callable[[str], int])
 
 
 def _cut(text: str, budget: int, count: Callable[[str], int]) -> str:
-    """Return as many whole words of a text as have room, at least one, and the mark."""
+    """Return as many whole words of a text as have room, at least one, and the mark.
+
+    Of a first word that is as long as a passage, as text without spaces is, in Chinese say, it returns a part.
+    """
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     fitting = bisect_right(ends, budget, key=lambda end: count(text[:end]))
-    return text[: ends[max(1, fitting) - 1]] + CUT if ends else text
+    if not fitting and ends and count(text[: ends[0]]) > LEAST_TOKENS:
+        ends = list(range(1, ends[0] + 1))
+        fitting = bisect_right(ends, budget, key=lambda end: count(text[:end]))
+    kept = text[: ends[max(1, fitting) - 1]] if ends else text
+    return kept + CUT if text[len(kept) :].strip() else text

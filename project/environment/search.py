@@ -10,7 +10,6 @@ A failed search is the environment's failure (`tool_error`, or `timeout` of one 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -36,6 +35,10 @@ class SearchTool(Protocol):
         Args:
             queries: of one turn.
             seed: the question's id and the turn, from which an engine that adds noise draws.
+
+        Raises:
+            RetrievalError: the search failed.
+            TimeoutError: it took longer than `limits.search_seconds`.
         """
 
 
@@ -201,8 +204,7 @@ class SearchEnvironment:
         if self.tool is None:
             raise InputError("this run has no search tool; give model.index or model.retrieval_url, or limits.max_turns 1")
         try:
-            async with asyncio.timeout(self.limits.search_seconds):
-                found = await self.tool.search(action.queries, f"{self.question.id}/{self.turns}")
+            found = await self.tool.search(action.queries, f"{self.question.id}/{self.turns}")
         except (RetrievalError, TimeoutError) as error:
             is_late = isinstance(error, TimeoutError)
             self.error = f"a search took over limits.search_seconds={self.limits.search_seconds:g}" if is_late else str(error)

@@ -19,7 +19,7 @@ from project.environment.search import EpisodeLimits, RetrieverTool
 from project.errors import InputError, RetrievalError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
-from project.ranks import gathered_or_raised, part_of
+from project.ranks import gathered_or_raised, part_of, world
 from project.records import Episode, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
@@ -123,6 +123,10 @@ class SearchAgent(LightningModule):
 
     def _start_engine(self) -> None:
         if self._engine is None:
+            if self.engine_name == "vllm" and self.device.type == "cuda" and world()[1] > 1:
+                raise InputError(
+                    "model.engine=vllm would start every rank's engine on the first GPU; give engine: servers, one a GPU"
+                )
             folder = self._engine_folder()
             self._engine = make_engine(
                 self.engine_name,
@@ -157,7 +161,7 @@ class SearchAgent(LightningModule):
         """Run one episode per question, each rank its part of them, and return all of them on every rank, in order.
 
         Raises:
-            RetrievalError: over 10 % of the episodes lost their search tool.
+            RetrievalError: over 10 % of the episodes, and more than one, lost their search tool or took too long.
         """
         assert self._engine is not None
         engine, mine = self._engine, part_of(len(questions))
@@ -168,7 +172,7 @@ class SearchAgent(LightningModule):
 
         episodes = [episode for of_rank in gathered_or_raised(run) for episode in of_rank]
         failed = [e for e in episodes if e.finish.is_environment_failure]
-        if len(failed) > 0.1 * len(episodes):
+        if len(failed) > max(1, 0.1 * len(episodes)) or failed == episodes:
             raise RetrievalError(f"{len(failed)} of {len(episodes)} episodes lost their search tool: {failed[0].error}")
         return episodes
 

@@ -19,6 +19,9 @@ from project.errors import InputError, TrainingError
 logger = logging.getLogger(__name__)
 
 HELD_OUT = "held_out"
+BESTS = ("best_likelihood", "best_em", "reward_then")
+"""What a roll-back leaves: each would else allow as much of a loss again."""
+STATE = ("counts", "seen", "roll_backs", "snapshot", "healthy", "due")
 MEMORY = 0.9
 """How much of a running mean an update leaves."""
 
@@ -69,6 +72,12 @@ class Alarms(Callback):
         self.seen = dict[str, float]()
         """Running means and bests, by name."""
         self.roll_backs = 0
+        self.snapshot: int | None = None
+        """The update after which this training saved `healthy.ckpt`."""
+        self.healthy = dict[str, float]()
+        """`seen`, as it was then."""
+        self.due = ""
+        """What a validation has found, to act on before the next update."""
 
     # --- rules -------------------------------------------------------------------------------------------------------
 
@@ -111,59 +120,75 @@ class Alarms(Callback):
     # --- hooks -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a module that cannot go back."""
-        if stage == "fit" and self.action == "roll_back" and not hasattr(pl_module, "roll_back"):
-            raise InputError(f"Alarms: action=roll_back is for PPO, and {type(pl_module).__name__} cannot go back; give stop")
+        """Refuse a module that does not say what it logs, and cannot go back."""
+        if stage == "fit" and not hasattr(pl_module, "roll_back"):
+            raise InputError(f"Alarms are for PPO, not for {type(pl_module).__name__}; leave the callback out")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ANN401
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the snapshot of another training in this folder."""
+        if trainer.ckpt_path is None and trainer.is_global_zero:
+            self._path(trainer).unlink(missing_ok=True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:  # noqa: ANN401 - a module like PPO
+        """Act on what a validation has found, now that its checkpoints are saved."""
+        if self.due:
+            said, self.due = self.due, ""
+            self._act(trainer, pl_module, said)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:  # noqa: ANN401
         """Look, and act once a rule was broken often enough.
 
         Raises:
             TrainingError: it was, and `action` is `stop`, or there were too many roll-backs.
         """
-        wrong = self.look({name: float(value) for name, value in trainer.callback_metrics.items()})
+        wrong = self.look(pl_module.logged_now)  # Lightning's own go on showing what earlier updates logged
         pl_module.log("alarm/broken_rules", float(len(wrong)))
-        is_well = self._judge(trainer, pl_module, wrong, {rule for rule in self.counts if rule != HELD_OUT} | {*wrong})
-        if is_well and self.action == "roll_back" and trainer.global_step % self.snapshot_every == 0:
-            trainer.save_checkpoint(self._snapshot(trainer))
+        if due := self._judge(trainer, wrong, {rule for rule in self.counts if rule != HELD_OUT} | {*wrong}):
+            self._act(trainer, pl_module, due)
+        elif self.action == "roll_back" and not any(self.counts.values()) and trainer.global_step % self.snapshot_every == 0:
+            self.snapshot, self.healthy = trainer.global_step, dict(self.seen)
+            trainer.save_checkpoint(self._path(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Likewise after a validation inside a training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             wrong = self.look_held_out({name: float(value) for name, value in trainer.callback_metrics.items()})
-            self._judge(trainer, pl_module, wrong, {HELD_OUT})
+            self.due = self._judge(trainer, wrong, {HELD_OUT})
 
-    def _judge(self, trainer: Trainer, pl_module: LightningModule, wrong: Mapping[str, str], rules: Iterable[str]) -> bool:
-        """Count the rules that were looked at, warn of new alarms, act on old ones; return whether no rule is broken."""
+    def _judge(self, trainer: Trainer, wrong: Mapping[str, str], rules: Iterable[str]) -> str:
+        """Count the rules that were looked at and warn of new alarms; return what is to be acted on."""
         for rule in rules:
             self.counts[rule] = self.counts.get(rule, 0) + 1 if rule in wrong else 0
             if self.counts[rule] == 1:
                 logger.warning("alarm after update %d: %s", trainer.global_step, wrong[rule])
         due = [wrong[rule] for rule in wrong if self.counts[rule] >= self.patience]
-        if due and self.action != "warn":
-            self._act(trainer, pl_module, "; ".join(due))
-        return not any(self.counts.values())
+        return "" if self.action == "warn" else "; ".join(due)
 
     def _act(self, trainer: Trainer, pl_module: Any, said: str) -> None:  # noqa: ANN401 - a module with `roll_back`
-        path = self._snapshot(trainer)
-        if self.action == "stop" or self.roll_backs >= self.most_roll_backs or not path.exists():
+        if self.action == "stop" or self.roll_backs >= self.most_roll_backs or self.snapshot is None:
             before = f" after {self.roll_backs} roll-backs" if self.roll_backs else ""
             raise TrainingError(
                 f"an alarm stops the run at update {trainer.global_step}{before}: {said}; go on from a checkpoint before it "
                 "with a lower learning rate or a larger kl_coef, or set the threshold of Alarms otherwise"
             )
-        step = pl_module.roll_back(trainer.strategy.load_checkpoint(path), self.slow_down)
+        held = trainer.strategy.load_checkpoint(self._path(trainer))
+        if held["global_step"] != self.snapshot:
+            other = f"{self._path(trainer)} is of update {held['global_step']}, not of {self.snapshot}, the healthy one"
+            raise TrainingError(f"{said}; and {other}: go on from a checkpoint of your own")
+        pl_module.roll_back(held, self.slow_down)
         self.roll_backs, self.counts = self.roll_backs + 1, {}
-        self.seen = {name: self.seen[name] for name in ("first_entropy", "best_em", "reward_then") if name in self.seen}
-        logger.warning("rolled back to update %d, learning rates times %g: %s", step, self.slow_down, said)
+        bests = {name: value for name, value in self.seen.items() if name in BESTS}
+        self.seen = self.healthy | bests
+        logger.warning("rolled back to update %d, learning rates times %g: %s", self.snapshot, self.slow_down, said)
 
-    def _snapshot(self, trainer: Trainer) -> Path:
+    def _path(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints" / "healthy.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on with."""
-        return {"counts": dict(self.counts), "seen": dict(self.seen), "roll_backs": self.roll_backs}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with it."""
-        self.counts, self.seen, self.roll_backs = state_dict["counts"], state_dict["seen"], state_dict["roll_backs"]
+        for name in STATE:
+            setattr(self, name, state_dict[name])

@@ -37,6 +37,10 @@ class Critic(nn.Module):
         with torch.autocast(hidden_NH.device.type, enabled=False):
             return self.net(hidden_NH.float()).squeeze(-1)  # type: ignore[no-any-return]
 
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Return what is trained, in parts that an optimizer may step together."""
+        return [list(self.parameters())]
+
     def values(self, batch: Batch, hidden_NH: Tensor) -> Tensor:
         """Return values (N,) before each trained token of a micro-batch, whose hidden states of the policy these are."""
         del batch
@@ -68,6 +72,10 @@ class DeepCritic(nn.Module):
         super().__init__()
         self.body, self.head = body, Critic(body.hidden_size)
 
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Return what is trained, in parts: FSDP2 cuts the body in shards, and not the head."""
+        return [[p for p in part.parameters() if p.requires_grad] for part in (self.body, self.head)]
+
     def values(self, batch: Batch, hidden_NH: Tensor) -> Tensor:
         """Return values (N,) before each trained token of a micro-batch; the policy's hidden states are not asked."""
         del hidden_NH
@@ -78,7 +86,7 @@ class DeepCritic(nn.Module):
         """Yield the steps that fit it to an update's returns, dealt as the policy's are."""
         for _ in range(ppo.critic_epochs):
             for step in deal(update, ppo.minibatch_episodes, "token", generator):
-                yield [partial(self._loss, update.micro[i], step.tokens, ppo) for i in step.micro]
+                yield [partial(self._loss, update.micro[i], step.divisor, ppo) for i in step.micro]
 
     def _loss(self, batch: Batch, total: float, ppo: PPOSettings) -> tuple[Tensor, Metrics]:
         values = self.values(batch, batch["hidden"])

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from project.advantages import ESTIMATORS, leave_one_out
 from project.errors import EngineError, InputError, TrainingError
@@ -43,8 +43,8 @@ from project.modules.ppo_batches import FILLER, Batch, Notes, Step, Update, deal
 from project.modules.ppo_health import episode_health, generating_seconds, is_kept, memory_health
 from project.modules.ppo_settings import PPOSettings
 from project.modules.sft import check_finite
-from project.modules.sharding import shard, whole
-from project.ranks import gathered, same_on_all, sum_gradients, summed, world
+from project.modules.sharding import shard
+from project.ranks import clip_gradients, gathered, gathered_or_raised, same_on_all, sum_gradients, summed, world
 from project.records import Episode, Question
 from project.rollouts.engines.weights import shared_folder
 from project.rollouts.rows import TrainingRow, collate_rows, training_rows
@@ -54,6 +54,8 @@ from project.tracking.logger import SeekerLogger
 
 logger = logging.getLogger(__name__)
 
+OF_TOKENS = ("clip_fraction", "approx_kl", "ratio")
+"""What a step finds as a mean over its trained tokens."""
 NOTES = ("old_values", "penalty", "kl", "engine_gap", "importance", "entropy", "token_weights")
 """What all ranks learn of each row's trained tokens."""
 KL_GAIN, KL_ERROR = 0.1, 0.2
@@ -110,6 +112,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         self.lora, self.precision_name = lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
         self.export_dir, self.traced_episodes, self.seed = export_dir, traced_episodes, seed
+        self.logged_now = dict[str, float]()
+        """What the update at hand has logged so far."""
         self._moved, self.sync, self._adapter = False, sync, dict[str, Tensor]()
         self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
         if sync == "adapter":
@@ -153,7 +157,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         shared = kind == "adapter"
         empty = shared or (mesh is not None and mesh.get_rank() > 0)
         lora = self.lora if shared else None
-        body = Policy(self.model_path, self.tokenizer, self._new_ids, lora, self.precision_name, empty=empty)
+        precision = self.precision_name if shared else "float32"  # in bf16 a small step of all weights is rounded away
+        body = Policy(self.model_path, self.tokenizer, self._new_ids, lora, precision, empty=empty)
         if shared:
             share_frozen(body, policy)
         elif mesh is not None:
@@ -164,7 +169,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         """AdamW for the policy, and one for a critic."""
         assert self.policy is not None
         made = [make_optimizer(self.policy, self.learning_rate)]
-        return made if self.critic is None else [*made, make_optimizer(self.critic, self.critic_learning_rate)]
+        if self.critic is None:
+            return made
+        groups = [{"params": part} for part in self.critic.groups()]
+        return [*made, torch.optim.AdamW(groups, self.critic_learning_rate, weight_decay=0.0, fused=True)]
 
     def on_fit_start(self) -> None:
         """Start the engine inside Lightning's process group."""
@@ -194,7 +202,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
         Args:
             checkpoint: as the strategy read it.
-            slow_down: factor of the learning rates, on top of what the checkpoint's were.
+            slow_down: factor of the learning rates that the run has now.
 
         Returns:
             the update after which it was saved.
@@ -234,11 +242,18 @@ class PPO(AdapterCheckpoint, SearchAgent):
             held = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("critic.")}
             checkpoint["state_dict"] = held | own
 
+    def log(self, name: str, value: Any, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - Lightning's own
+        """Log, and keep for callbacks what this update has logged: Lightning shows them earlier updates' numbers too."""
+        self.logged_now[name] = float(value)
+        super().log(name, value, *arguments, **options)
+
     # --- one update --------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: list[Question], batch_idx: int) -> None:
         """Roll out, score, train, sync."""
         del batch_idx
+        self.trainer.fit_loop.epoch_loop._results.clear()  # else it logs what an earlier update logged, and this does not
+        self.logged_now.clear()
         return_freed_memory()
         started = time.perf_counter()
         episodes, scores = self._episodes_of(batch)
@@ -283,13 +298,16 @@ class PPO(AdapterCheckpoint, SearchAgent):
         return episodes, scores
 
     def _rollout(self, batch: list[Question], first: int, *, log: bool = True) -> tuple[list[Episode], list[dict[str, float]]]:
-        """Return the batch's episodes that kept their tool, and their scores; `first` numbers them in the update."""
+        """Return the batch's episodes that kept their tool, and their scores; `first` numbers them in the update.
+
+        Without `log` they may be none.
+        """
         assert self._engine is not None
         questions = [question for question in batch for _ in range(self.ppo.episodes_per_question)]
         first += (self.seed * 1_000_003 + int(self.updates)) * 100_003
         episodes = self.run_episodes(questions, [first + i for i in range(len(questions))], self.ppo.temperature)
         kept = [e for e in episodes if is_kept(e)]
-        if not kept:
+        if not kept and log:
             raise TrainingError("no episode of this update could be trained; check the search tool")
         if drifted := sum(turn.drifted for e in kept for turn in e.turns):
             raise EngineError(
@@ -461,7 +479,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         optimizer.zero_grad()
         metrics: dict[str, Tensor] = {}
         for batch in micro:
-            loss, found = self._loss(batch, batch["token_weights"] * step.scale, step.tokens)
+            loss, found = self._loss(batch, batch["token_weights"] * step.scale, step.divisor)
             self._backward(loss)
             metrics = {name: metrics.get(name, 0) + value.detach() for name, value in found.items()}
         trained = [p for p in policy.parameters() if p.requires_grad]
@@ -470,7 +488,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         check_finite(self)
         if all(p.grad is None for p in trained):
             raise TrainingError(f"no gradient reached any of the policy's {len(trained)} trained tensors; check its adapter")
-        metrics["grad_norm"] = whole(nn.utils.clip_grad_norm_(trained, self.ppo.max_grad_norm))
+        found = {name: metrics[name] * step.divisor / step.tokens for name in OF_TOKENS}  # its own, not its share of the update
+        metrics |= found | {"grad_norm": clip_gradients(trained, self.ppo.max_grad_norm)}
         # Lightning's own optimizer would count each of an update's steps in `global_step`
         self.trainer.strategy.optimizer_step(optimizer, closure=_nothing)
         self._moved = self._moved or bool(metrics["grad_norm"] > 0)
@@ -512,7 +531,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
             sums = {name: sums.get(name, 0) + value.detach() for name, value in {"value_loss": loss, **found}.items()}
         sum_gradients(self.critic.parameters())
         check_finite(self)
-        nn.utils.clip_grad_norm_(self.critic.parameters(), self.ppo.max_grad_norm)
+        clip_gradients(self.critic.parameters(), self.ppo.max_grad_norm)
         optimizer.step()
         return summed(sums)
 
@@ -525,7 +544,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
         changed = self._send()
         prompt = self.renderer.encode(self.renderer.prompt(self.dialect.opening("Which metal is liquid?")).text)
         canary = self.renderer.encode("<think>\nI search for the liquid metal.\n</think>")
-        engine = torch.tensor(self._engine.score(prompt, canary))
+        engine_ = self._engine
+        engine = torch.tensor(gathered_or_raised(lambda: engine_.score(prompt, canary))[world()[0]])
         gap = max(gathered(float((engine - self._score(prompt, canary)).abs().mean())))
         if log:
             self.log_dict({"sync/changed_share": changed, "sync/canary_gap": gap, "sync/version": float(self._engine.version)})

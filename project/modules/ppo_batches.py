@@ -43,10 +43,12 @@ class Step(NamedTuple):
 
     micro: list[int]
     """The numbers of its micro-batches, the same on all ranks."""
-    tokens: float
+    divisor: float
     """What its sums over all ranks' trained tokens are divided by."""
     scale: float
     """What its token weights are multiplied by."""
+    tokens: int
+    """Its trained tokens, of all ranks."""
 
 
 def plan(rows: Sequence[TrainingRow], size: int, ranks: int) -> list[list[list[int]]]:
@@ -88,18 +90,20 @@ def deal(update: Update, episodes_a_step: int, norm: LengthNorm, generator: torc
     The longest of a step comes first, so that the heap grows once. All steps get the same number of micro-batches, give or
     take one: Adam would give a small rest the weight of a whole step.
     """
-    rows, planned, _, notes = update
+    rows, planned, notes = update.rows, update.planned, update.notes
     order = torch.randperm(len(planned), generator=generator)
     steps = max(1, round(len({row.episode for row in rows}) / episodes_a_step))
     parts = [sorted(part.tolist()) for part in order.tensor_split(min(steps, len(planned)))]
     share = sum(len(note["token_weights"]) for note in notes) / len(parts)
-    return [Step(part, share, 1.0) if norm != "token" else _by_tokens(part, planned, notes) for part in parts]
+    return [_step(part, update, share if norm != "token" else None) for part in parts]
 
 
-def _by_tokens(part: list[int], planned: Sequence[Sequence[Sequence[int]]], notes: Sequence[Notes]) -> Step:
-    """Return a step whose token weights have a mean of 1."""
-    weights = together([notes[i] for number in part for of_rank in planned[number] for i in of_rank], "token_weights")
-    return Step(part, len(weights), len(weights) / max(float(weights.sum()), 1e-12))
+def _step(part: list[int], update: Update, share: float | None) -> Step:
+    """Return a step whose sums are divided by `share`; by its own tokens where that is None, its weights having a mean of 1."""
+    numbers = [i for number in part for of_rank in update.planned[number] for i in of_rank]
+    weights = together([update.notes[i] for i in numbers], "token_weights")
+    count = len(weights)
+    return Step(part, share, 1.0, count) if share else Step(part, count, count / max(float(weights.sum()), 1e-12), count)
 
 
 def together(notes: Sequence[Notes], name: str) -> Tensor:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from project.errors import InputError
+from project.ranks import whole
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 
 INSTEAD = "experiments/strategies/ddp.yaml"
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor's whole, which all ranks must ask for together; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:

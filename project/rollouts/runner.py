@@ -39,7 +39,7 @@ class EpisodeRunner:
             questions: a question may stand here several times.
             seeds: one an episode; with the turn's number it keys the sampling noise.
         """
-        with search_thread(self.tool) as tool:
+        with search_thread(self.tool, self.limits.search_seconds) as tool:
             return asyncio.run(replace(self, tool=tool)._all(questions, seeds))
 
     async def _all(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Episode]:

@@ -15,21 +15,24 @@ from project.records import Document
 
 
 class _ThreadedSearch:
-    def __init__(self, tool: SearchTool, loop: asyncio.AbstractEventLoop) -> None:
-        self._tool, self._loop = tool, loop
+    def __init__(self, tool: SearchTool, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._tool, self._loop, self._seconds = tool, loop, seconds
 
     async def search(self, queries: Sequence[str], seed: str) -> list[list[Document]]:
         """Search on the other thread's loop and wait for it on this one."""
 
         async def ask() -> list[list[Document]]:
-            return await self._tool.search(queries, seed)
+            return await asyncio.wait_for(self._tool.search(queries, seed), self._seconds)
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(ask(), self._loop))
 
 
 @contextmanager
-def search_thread(tool: SearchTool | None) -> Iterator[SearchTool | None]:
-    """Give a tool that searches on a thread of its own until the block ends; None stays None."""
+def search_thread(tool: SearchTool | None, seconds: float) -> Iterator[SearchTool | None]:
+    """Give a tool that searches on a thread of its own until the block ends; None stays None.
+
+    Its time limit, `seconds`, is counted there too: here a search would look late that came back while the engine computed.
+    """
     if tool is None:
         yield None
         return
@@ -37,7 +40,7 @@ def search_thread(tool: SearchTool | None) -> Iterator[SearchTool | None]:
     thread = threading.Thread(target=loop.run_forever, name="seeker-search", daemon=True)
     thread.start()
     try:
-        yield _ThreadedSearch(tool, loop)
+        yield _ThreadedSearch(tool, loop, seconds)
     finally:
         close = getattr(tool, "aclose", None)
         if close is not None:

@@ -46,3 +46,9 @@ def test_never_over_the_budget_and_never_inside_a_word(contents, budget):
             assert whole.content.startswith(part)
             assert whole.content[len(part)].isspace()
             assert len(kept) == 1 or words(shown.content) >= LEAST_TOKENS - 1
+
+
+def test_text_without_spaces_is_cut_too():
+    text = "\u6c34\u9280\u662f\u6db2\u9ad4\u7684\u91d1\u5c6c"
+    assert [d.content for d in fit([Document(text * 9, "")], 20, len)] == [(text * 9)[:18] + CUT]
+    assert fit([Document("word  ", "T")], 3, words) == [Document("word  ", "T")]

@@ -16,6 +16,8 @@ from project.modules.sharding import whole
 from project.ranks import gathered, world
 from project.rollouts.engines.protocol import Generation
 
+KINDS = ("head", "model")
+
 
 class SomeFold(Script):
     """Answers, after a search and a summary where its number is even: ranks have different numbers of rows."""
@@ -32,9 +34,15 @@ class SomeFold(Script):
 
 
 def main(strategy: str, model: str, questions: str, url: str, path: str) -> None:
+    found = {kind: updates(strategy, kind, model, questions, url, Path(path).with_suffix(f".{kind}")) for kind in KINDS}
+    if world()[0] == 0:
+        torch.save(found, path)
+
+
+def updates(strategy: str, kind: str, model: str, questions: str, url: str, root: Path) -> dict:
+    """Return what two updates with a critic of this kind did."""
     ranks = {} if strategy == "one" else {"strategy": strategy, "devices": 2}
-    root = Path(path).with_suffix("")
-    ppo = {"micro_episodes": 3, "episodes_per_question": 3, "kl_target": 0.01, "minibatch_episodes": 64}
+    ppo = {"critic_in": kind, "micro_episodes": 3, "episodes_per_question": 3, "kl_target": 0.01, "minibatch_episodes": 64}
     module = make(model, url=url, engine=None, ppo=ppo)
     module.limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048, fold_turns=1)
     module._start_engine = lambda: setattr(module, "_engine", module._engine or SomeFold(model))
@@ -61,8 +69,7 @@ def main(strategy: str, model: str, questions: str, url: str, path: str) -> None
     timed = ("time/", "speed/", "memory/")
     logged = [[pair for pair in each["logged"] if not pair[0].startswith(timed)] for each in everyone]
     assert all(repr(each) == repr(logged[0]) for each in logged), "ranks logged different numbers"
-    if world()[0] == 0:
-        torch.save(found, path)
+    return found
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from test_ppo import PASSAGES, QUESTIONS, Watched, make
+from test_resume import Rows
 from tiny import tiny_model_folder
 
 from project.corpus.build import write_index
@@ -175,5 +176,64 @@ def test_after_so_many_roll_backs_it_stops(folder, server, questions, tmp_path):
 
 
 def test_only_a_module_that_can_go_back_is_rolled_back():
-    with pytest.raises(InputError, match="action=roll_back is for PPO, and Linear cannot go back"):
-        Alarms(action="roll_back").setup(None, torch.nn.Linear(1, 1), "fit")
+    with pytest.raises(InputError, match="Alarms are for PPO, not for Linear"):
+        Alarms().setup(None, torch.nn.Linear(1, 1), "fit")
+
+
+def test_numbers_of_earlier_updates_are_not_seen_again(folder, server, questions, tmp_path):
+    """An update that trains nothing logs no KL: Lightning still shows the last one, which would count as another alarm."""
+    seen = []
+
+    class Looks(Alarms):
+        def look(self, metrics):
+            seen.append(dict(metrics))
+            return super().look(metrics)
+
+    module = module_of(folder, server)
+    module.reward = lambda episode: {"em": 0.0, "total": float(int(module.updates) < 1 and episode.answer != "Zinc")}
+    rows = Rows()
+    trainer = Trainer(
+        accelerator="cpu", logger=rows, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[Looks()], max_steps=2, max_epochs=-1,
+    )  # fmt: skip
+    trainer.fit(module, QuestionDataModule(questions, batch_questions=2))
+    assert ["ppo/kl" in metrics for metrics in seen] == [True, False]
+    assert "ppo/kl" in trainer.callback_metrics
+    logged = {step: {name for s, name, _ in rows.rows if s == step} for step in (0, 1)}
+    assert ["ppo/kl" in names for names in logged.values()] == [True, False]
+    assert all({"train/reward", "alarm/broken_rules"} <= names for names in logged.values())
+
+
+def test_the_snapshot_of_another_training_is_never_taken(folder, server, questions, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "healthy.ckpt").write_bytes(b"of another run")
+    alarms = Broken(action="roll_back", ever=True, snapshot_every=100)
+    with pytest.raises(TrainingError, match=r"an alarm stops the run at update 2: the KL"):
+        fit(module_of(folder, server), questions, tmp_path, alarms)
+    assert not (tmp_path / "checkpoints" / "healthy.ckpt").exists()
+
+
+def test_what_a_validation_finds_is_acted_on_before_the_next_update(folder, server, questions, tmp_path):
+    """Its own checkpoints are saved first: the best would else hold weights that never earned its score."""
+    order = []
+
+    class Falls(Alarms):
+        def look_held_out(self, metrics):
+            return {"held_out": "it fell"}
+
+        def _act(self, trainer, pl_module, said):
+            order.append(said)
+
+    class Saves(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            order.append("validation saved")
+
+    module = module_of(folder, server)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        enable_checkpointing=False, callbacks=[Falls(patience=1), Saves()], max_steps=2, max_epochs=-1, num_sanity_val_steps=0,
+        val_check_interval=1,
+    )  # fmt: skip
+    data = QuestionDataModule(questions, validation_file=questions, batch_questions=2, check_split=False)
+    trainer.fit(module, data)
+    assert order[:2] == ["validation saved", "it fell"]

@@ -638,9 +638,10 @@ def test_a_step_divides_by_its_own_weight_or_by_its_share():
     notes = [{"token_weights": torch.full((n,), w)} for n, w in ((3, 1.0), (2, 0.5), (1, 4.0))]
     generator, update = torch.Generator().manual_seed(0), Update(rows, plan(rows, 1, 1), [], notes)
     [step] = deal(update, 8, "token", generator)
-    assert (step.micro, step.tokens, step.scale) == ([0, 1, 2], 6, 6 / 8)
+    assert (step.micro, step.divisor, step.scale, step.tokens) == ([0, 1, 2], 6, 6 / 8, 6)
     parts = deal(update, 1, "episode", generator)
-    assert [(len(part.micro), part.tokens, part.scale) for part in parts] == [(1, 2.0, 1.0)] * 3
+    assert [(len(part.micro), part.divisor, part.scale) for part in parts] == [(1, 2.0, 1.0)] * 3
+    assert {part.micro[0]: part.tokens for part in parts} == {0: 3, 1: 2, 2: 1}
 
 
 @given(

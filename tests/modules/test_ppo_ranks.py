@@ -29,9 +29,10 @@ def found(tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("critic", ["head", "model"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_trap_18_two_ranks_train_what_one_process_trains(found, strategy):
-    one, two = found["one"], found[strategy]
+def test_trap_18_two_ranks_train_what_one_process_trains(found, strategy, critic):
+    one, two = found["one"][critic], found[strategy][critic]
     assert (two["steps"], two["version"]) == (one["steps"], one["version"]) == (2, 2)
     assert two["episodes"] == one["episodes"]
     assert {contexts for update in one["episodes"] for *_, contexts in update} == {1, 2}

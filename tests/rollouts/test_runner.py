@@ -1,6 +1,7 @@
 """Episodes token-in, token-out, with an engine that says what a script says, and with the tiny model."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -367,3 +368,26 @@ def test_trap_14_a_turn_whose_engine_read_other_tokens_is_drift(tags):
         [episode] = EpisodeRunner(engine, tags, Dictionary(), limits).run([QUESTION], [0])
         assert episode.contexts == 3
         assert [turn.drifted for turn in episode.turns] == [i == wrong for i in range(5)]
+
+
+def test_a_search_is_timed_where_it_runs_and_not_where_the_engine_computes(tags):
+    """One that takes too long ends its episode; one that came back while the engine held the loop is no such one."""
+
+    @dataclass
+    class Holds(Script):
+        async def generate(self, prompt_ids, sampling):
+            if len(self.seen) == 1:
+                await asyncio.sleep(0.05)
+                time.sleep(0.6)
+            return await super().generate(prompt_ids, sampling)
+
+    class Slow(Dictionary):
+        async def search(self, queries, seed):
+            await asyncio.sleep(5 if seed.startswith("slow") else 0.1)
+            return await super().search(queries, seed)
+
+    limits = EpisodeLimits(context_tokens=4096, search_seconds=0.4)
+    runner = EpisodeRunner(Holds([SEARCH, SEARCH, ANSWER], tags.end_id), tags, Slow(), limits)
+    found = runner.run([QUESTION, Question("slow", "Which?", ("a",))], [0, 1])
+    assert [episode.finish for episode in found] == [FinishReason.ANSWER, FinishReason.TIMEOUT]
+    assert found[1].error == "a search took over limits.search_seconds=0.4"

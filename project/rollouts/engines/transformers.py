@@ -48,8 +48,10 @@ class TransformersEngine:
         while self._queue:
             await asyncio.sleep(0.002)
             batch, self._queue = self._queue, []
+            if self._alone and len(batch) > 1:  # one at a time, the searches of those before it running meanwhile
+                batch, self._queue = batch[:1], batch[1:] + self._queue
             try:
-                results = [self._decode([request])[0] for request in batch] if self._alone else self._decode(batch)
+                results = self._decode(batch)
             except Exception as error:  # noqa: BLE001 - every caller that waits gets it
                 for _, _, future in batch:
                     if not future.done():
