@@ -73,6 +73,7 @@ class VLLMEngine:
         self._weights = WeightFolders(model_path, dtype)
         self.version = 0
         self._adapter: Any = None
+        self._adapter_ids = itertools.count(1)
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._pump: asyncio.Task[None] | None = None
@@ -151,7 +152,7 @@ class VLLMEngine:
         """Generate with the LoRA adapter of a folder from now on, as PEFT saves it; the one before is let go of."""
         from vllm.lora.request import LoRARequest
 
-        old, number = self._adapter, self.version + 1
+        old, number = self._adapter, next(self._adapter_ids)  # never one that vLLM has loaded: it would keep that
         self._adapter = LoRARequest(f"update-{number}", number, str(folder))
         with preserved_rng():
             self._llm.llm_engine.add_lora(self._adapter)
