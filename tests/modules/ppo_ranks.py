@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 from lightning import Trainer
-from test_ppo import METALS, SEARCH, Gradients, Script, make
+from metals import METALS
+from test_ppo import SEARCH, Gradients, Script, make
 
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits

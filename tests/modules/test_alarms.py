@@ -3,38 +3,13 @@
 import pytest
 import torch
 from lightning import Callback, Trainer
-from test_ppo import PASSAGES, QUESTIONS, Watched, make
+from test_ppo import Watched, make
 from test_resume import Rows
-from tiny import tiny_model_folder
 
-from project.corpus.build import write_index
-from project.corpus.serving.handle import ServerHandle
 from project.datamodules.question import QuestionDataModule
 from project.errors import InputError, TrainingError
 from project.modules.alarms import Alarms
 from project.modules.ppo import PPO
-from project.writing import write_rows
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model_folder(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    path = tmp_path_factory.mktemp("index")
-    write_index(path, PASSAGES)
-    with ServerHandle(path) as handle:
-        yield handle
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
-    write_rows(path, (q.to_row() for q in QUESTIONS))
-    return path
-
 
 HEALTHY = {"train/correct_logprob": -0.5, "ppo/entropy": 0.4, "ppo/kl": 0.1, "train/tool_errors": 0.0, "train/reward": 0.3}
 

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import tiny_model_folder
+from metals import METALS, QUESTIONS
 from transformers import AutoModelForCausalLM
 
 from project.advantages import ESTIMATORS
-from project.corpus.build import write_index
 from project.corpus.serving.handle import ServerHandle
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits
@@ -22,42 +21,13 @@ from project.modules.policy import AgentSettings, LoRA
 from project.modules.ppo import PPO
 from project.modules.ppo_batches import Update, deal, pay, plan, together
 from project.modules.ppo_settings import PPOSettings
-from project.records import Episode, FinishReason, Passage, Question, Turn
+from project.records import Episode, FinishReason, Turn
 from project.rollouts.engines.protocol import Generation
 from project.rollouts.engines.transformers import TransformersEngine
 from project.rollouts.rows import TrainingRow
-from project.writing import write_rows
 
 SETTINGS = AgentSettings("tags", False)
-METALS = ["Mercury", "Gold", "Iron", "Tin", "Lead"]
-PASSAGES = [Passage(name.lower(), name, f"{name} is metal number {i}.") for i, name in enumerate(METALS)]
-QUESTIONS = [Question(f"q{i}", f"Which metal has number {i}?", (n,), (n.lower(),), True) for i, n in enumerate(METALS)]
 SEARCH = "<search>\nmetal number 0\n</search>"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_model_folder(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    path = tmp_path_factory.mktemp("index")
-    write_index(path, PASSAGES)
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(index):
-    with ServerHandle(index) as handle:
-        yield handle
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
-    write_rows(path, (q.to_row() for q in QUESTIONS))
-    return path
 
 
 class Script(TransformersEngine):

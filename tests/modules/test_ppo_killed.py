@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from metals import PASSAGES, QUESTIONS
 from safetensors.torch import load_file
-from test_ppo import PASSAGES, QUESTIONS
 from tiny import tiny_model_folder
 
 from project.corpus.build import write_index

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ppo import PASSAGES, QUESTIONS
+from metals import PASSAGES, QUESTIONS
 from test_strategies import TORCHRUN, start
 from tiny import tiny_model_folder
 
