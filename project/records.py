@@ -453,6 +453,19 @@ class Turn:
     drifted: bool = False
     """True where the engine read other tokens than the turn's row holds: nothing could be trained on that."""
 
+    @classmethod
+    def from_row(cls, row: Row) -> Turn:
+        """Read what `to_row` returned."""
+        ids = {name: tuple(map(int, _require(row, name, (list, tuple)))) for name in ("context_ids", "ids", "clock_ns")}
+        logprobs = tuple(map(float, _require(row, "logprobs", (list, tuple))))
+        flags = {name: _require(row, name, bool) for name in ("ended", "fresh", "drifted")}
+        return cls(**ids, logprobs=logprobs, version=_require(row, "version", int), **flags)  # type: ignore[arg-type]
+
+    def to_row(self) -> Row:
+        """Return the turn as a JSON object."""
+        values = ((name, getattr(self, name)) for name in self.__slots__)  # asdict would copy each token
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
@@ -485,6 +498,35 @@ class Episode:
     def contexts(self) -> int:
         """How many contexts it took: one more than folds."""
         return max(1, sum(turn.fresh for turn in self.turns))
+
+    @classmethod
+    def from_row(cls, row: Row) -> Episode:
+        """Read what `to_row` returned."""
+        return cls(
+            question=Question.from_row(_require(row, "question", dict)),
+            turns=tuple(Turn.from_row(turn) for turn in _require(row, "turns", list)),
+            messages=tuple(Message.from_row(message) for message in _require(row, "messages", list)),
+            finish=FinishReason(_require(row, "finish", str)),
+            answer=row.get("answer"),
+            queries=strings(row, "queries"),
+            found=tuple(strings({"found": shown}, "found") for shown in _list(row, "found")),
+            malformed=_require(row, "malformed", int),
+            error=str(row.get("error") or ""),
+        )
+
+    def to_row(self) -> Row:
+        """Return the episode as a JSON object."""
+        return {
+            "question": self.question.to_row(),
+            "turns": [turn.to_row() for turn in self.turns],
+            "messages": [message.to_row() for message in self.messages],
+            "finish": str(self.finish),
+            "answer": self.answer,
+            "queries": list(self.queries),
+            "found": [list(shown) for shown in self.found],
+            "malformed": self.malformed,
+            "error": self.error,
+        }
 
     def to_conversation(self, tools: Sequence[Row] = ()) -> Conversation:
         """Return the episode as a conversation, for people and for training."""

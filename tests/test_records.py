@@ -18,6 +18,7 @@ from project.records import (
     Step,
     ToolCall,
     Trace,
+    Turn,
     with_weight,
 )
 
@@ -67,7 +68,15 @@ TRACE = Trace(
     None,
     "react",
 )
-RECORDS = [CONVERSATION, Conversation("0", ()), QUESTION, Question("1", "q", ()), TRACE, Passage("p", "T", "x\ny", "src", 3, 9)]
+TURN = Turn((1, 2), (3,), (-0.5,), 4, True, True, (5, 6, 7))
+EPISODE = Episode(
+    QUESTION, (TURN, Turn((), (9,), (-1.0,), 4, False, drifted=True)), CONVERSATION.messages, FinishReason.TOOL_ERROR, "a",
+    ("q",), (("p", ""), ()), 1, "down",
+)  # fmt: skip
+RECORDS = [
+    CONVERSATION, Conversation("0", ()), QUESTION, Question("1", "q", ()), TRACE, Passage("p", "T", "x\ny", "src", 3, 9),
+    TURN, EPISODE, Episode(QUESTION, (), (), FinishReason.CONTEXT_FULL),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +159,23 @@ class SearchAgent(LightningModule):
     # --- episodes ----------------------------------------------------------------------------------------------------
 
     def run_episodes(self, questions: list[Question], seeds: list[int], temperature: float) -> list[Episode]:
-        """Run one episode per question, each rank its part of them, and return all of them on every rank, in order.
+        """Run one episode per question, each rank its part of them, and return all of them on every rank, in order."""
+        return self.gather_episodes(lambda: self.own_episodes(questions, seeds, temperature))
+
+    def own_episodes(self, questions: list[Question], seeds: list[int], temperature: float) -> list[Episode]:
+        """Run this rank's part of the episodes."""
+        assert self._engine is not None
+        mine, tool = part_of(len(questions)), None
+        if self.retrieval_url:
+            tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk)
+        return EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature).run(questions[mine], seeds[mine])
+
+    def gather_episodes(self, run: Callable[[], list[Episode]]) -> list[Episode]:
+        """Return all ranks' episodes, in order, on every rank; `run` gives this rank's.
 
         Raises:
             RetrievalError: over 10 % of the episodes, and more than one, lost their search tool or took too long.
         """
-        assert self._engine is not None
-        engine, mine = self._engine, part_of(len(questions))
-
-        def run() -> list[Episode]:
-            tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk) if self.retrieval_url else None
-            return EpisodeRunner(engine, self.renderer, tool, self.limits, temperature).run(questions[mine], seeds[mine])
-
         episodes = [episode for of_rank in gathered_or_raised(run) for episode in of_rank]
         failed = [e for e in episodes if e.finish.is_environment_failure]
         if len(failed) > max(1, 0.1 * len(episodes)) or failed == episodes:

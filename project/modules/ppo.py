@@ -13,13 +13,11 @@ base with its adapter off: at update 0 KL is 0 and every ratio 1.
 from __future__ import annotations
 
 import logging
-import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,22 +32,20 @@ from project.losses import (
     k3_kl,
     ppo_policy_loss,
 )
-from project.modules.adapter_checkpoint import AdapterCheckpoint
-from project.modules.agent import SearchAgent
 from project.modules.critic import Critic, DeepCritic, Loss, share_frozen
 from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.ppo_batches import FILLER, Batch, Notes, Step, Update, deal, pay, plan, together
-from project.modules.ppo_health import episode_health, generating_seconds, is_kept, memory_health
+from project.modules.ppo_health import generating_seconds, memory_health
 from project.modules.ppo_settings import PPOSettings
+from project.modules.rollout_agent import SAME_REWARD, RolloutAgent, Scores
 from project.modules.sft import check_finite
 from project.modules.sharding import shard
-from project.ranks import clip_gradients, gathered, gathered_or_raised, same_on_all, sum_gradients, summed, world
+from project.ranks import clip_gradients, gathered, same_on_all, sum_gradients, summed, world
 from project.records import Episode, Question
-from project.rollouts.engines.weights import shared_folder
 from project.rollouts.rows import TrainingRow, collate_rows, training_rows
 from project.runtime import return_freed_memory
-from project.tracking.episodes import flush_episodes, log_episode
+from project.tracking.episodes import flush_episodes
 from project.tracking.logger import SeekerLogger
 
 logger = logging.getLogger(__name__)
@@ -60,15 +56,11 @@ NOTES = ("old_values", "penalty", "kl", "engine_gap", "importance", "entropy", "
 """What all ranks learn of each row's trained tokens."""
 KL_GAIN, KL_ERROR = 0.1, 0.2
 """How fast an update steers the KL's coefficient, and the largest relative error that it heeds."""
-SAME_REWARD = 1e-6
-"""Difference from the rest of its group below which an episode earned the same."""
 
 
-class PPO(AdapterCheckpoint, SearchAgent):
+class PPO(RolloutAgent):
     """Trains a search agent by PPO with rollouts from the engine."""
 
-    updates: Tensor
-    """Updates done, int64; a buffer, so that a checkpoint holds it."""
     kl_scale: Tensor
     """What steering has made of `kl_coef`, as a factor."""
     critic_fits: Tensor
@@ -84,13 +76,10 @@ class PPO(AdapterCheckpoint, SearchAgent):
         precision: Precision = "bfloat16",
         learning_rate: float = 1e-4,
         critic_learning_rate: float = 3e-4,
-        sync: Literal["merge", "adapter"] = "merge",
         export_dir: Path | None = None,
-        traced_episodes: int = 2,
-        seed: int = 0,
-        **agent: Any,  # noqa: ANN401 - SearchAgent's arguments; the command line resolves them
+        **agent: Any,  # noqa: ANN401 - RolloutAgent's arguments; the command line resolves them
     ) -> None:
-        """Take what `SearchAgent` takes (`model_path` is the merged folder that SFT hands on), and how to train.
+        """Take what `RolloutAgent` takes (`model_path` is the merged folder that SFT hands on), and how to train.
 
         Args:
             ppo: the numbers of the algorithm.
@@ -98,31 +87,16 @@ class PPO(AdapterCheckpoint, SearchAgent):
             precision: dtype of the base weights.
             learning_rate: AdamW's, for the policy, constant.
             critic_learning_rate: AdamW's, for the critic.
-            sync: how the engine gets new weights: merged whole, which on a CPU generates four times as fast, or as an adapter
-                that it serves beside the base, which is less to send.
             export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
-            traced_episodes: episodes of each update that MLflow keeps as traces.
-            seed: of the rollouts' sampling noise.
-            agent: what `SearchAgent` takes.
+            agent: what `RolloutAgent` takes.
         """
-        super().__init__(**agent)
+        super().__init__(ppo=ppo, lora=lora, **agent)
         self.automatic_optimization = False
-        self.ppo, self.estimator, self.estimator_name = ppo, ESTIMATORS[ppo.estimator], ppo.estimator
+        self.estimator, self.estimator_name = ESTIMATORS[ppo.estimator], ppo.estimator
         self.kl_in, self.length_norm = ppo.kl_in or self.estimator.kl_in, ppo.length_norm or self.estimator.length_norm
         self.lora, self.precision_name = lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate
-        self.export_dir, self.traced_episodes, self.seed = export_dir, traced_episodes, seed
-        self.logged_now = dict[str, float]()
-        """What the update at hand has logged so far."""
-        self._moved, self.sync, self._adapter = False, sync, dict[str, Tensor]()
-        self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None
-        if sync == "adapter":
-            if lora is None or self._new_ids or self.engine_name == "transformers":
-                raise InputError(
-                    "model.sync=adapter is for vLLM, lora, and a model folder that holds the dialect's tokens, as SFT's does; "
-                    "give merge"
-                )
-            self._adapter_rank = lora.rank
+        self.export_dir = export_dir
         if lora is None and ppo.kl_coef:
             raise InputError(
                 f"ppo.kl_coef={ppo.kl_coef} needs a reference, which is the model without its adapter; give lora, or kl_coef: 0"
@@ -131,9 +105,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
             raise InputError(f"ppo.critic_in=adapter shares the policy's frozen weights, and model.lora is {lora}; give model")
         if lora is not None and lora.dropout:
             raise InputError(f"lora.dropout={lora.dropout} would make ratios differ from 1 before any step; PPO needs 0")
-        self.policy: Policy | None = None
         self.critic: Critic | DeepCritic | None = None
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("kl_scale", torch.ones(()))
         self.register_buffer("critic_fits", torch.zeros((), dtype=torch.long))
         self.register_buffer("flat", torch.zeros((), dtype=torch.long))
@@ -189,14 +161,6 @@ class PPO(AdapterCheckpoint, SearchAgent):
             same_on_all(self.critic.head if isinstance(self.critic, DeepCritic) else self.critic)
         self._start_engine()
 
-    def on_train_start(self) -> None:
-        """Give the engine the weights of a resumed run; its version goes on counting updates. Earlier hooks may not log."""
-        super().on_train_start()
-        if int(self.updates):
-            assert self._engine is not None
-            self._engine.version = int(self.updates) - 1
-            self._sync(log=False)  # what this hook logs would be written as the last step's
-
     def roll_back(self, checkpoint: dict[str, Any], slow_down: float) -> int:
         """Take weights, optimizers and statistics of a checkpoint of this run, and go on with the questions at hand.
 
@@ -218,20 +182,9 @@ class PPO(AdapterCheckpoint, SearchAgent):
             group["lr"] = rate * slow_down
         self.updates.fill_(now)
         assert self._engine is not None
-        self._moved, self._engine.version = False, now - 1
+        self._moved, self._due, self._engine.version = False, [], now - 1
         self._sync(log=False)
         return int(checkpoint["global_step"])
-
-    def on_test_start(self) -> None:
-        """Start the engine with the weights of a loaded checkpoint, not with those of `model_path`."""
-        super().on_test_start()
-        assert self._engine is not None
-        assert self.policy is not None
-        if self._engine.version < int(self.updates):
-            self._engine.version = int(self.updates) - 1
-            self._send()
-
-    on_validation_start = on_predict_start = on_test_start
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take a checkpoint of another estimator too, for all but going on: the critic is for training only."""
@@ -242,34 +195,50 @@ class PPO(AdapterCheckpoint, SearchAgent):
             held = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("critic.")}
             checkpoint["state_dict"] = held | own
 
-    def log(self, name: str, value: Any, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - Lightning's own
-        """Log, and keep for callbacks what this update has logged: Lightning shows them earlier updates' numbers too."""
-        self.logged_now[name] = float(value)
-        super().log(name, value, *arguments, **options)
-
     # --- one update --------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: list[Question], batch_idx: int) -> None:
-        """Roll out, score, train, sync."""
+        """Roll out, score, train, sync; with `ppo.overlap` train the batch before, while this one is rolled out."""
         del batch_idx
         self.trainer.fit_loop.epoch_loop._results.clear()  # else it logs what an earlier update logged, and this does not
         self.logged_now.clear()
+        self.seconds.clear()
         return_freed_memory()
-        started = time.perf_counter()
-        episodes, scores = self._episodes_of(batch)
-        rolled = time.perf_counter()
-        rows = self._telling_rows(episodes, [score["total"] for score in scores])
-        self.log("train/trained_share", len({row.episode for row in rows}) / len(episodes))
-        if rows:
-            self._train(rows)
-        trained = time.perf_counter()
-        self._sync()
+        with self.timed("update"):
+            rolled, rows = self._learn_beside(batch) if self.ppo.overlap else self._learn_after(batch)
+            with self.timed("sync"):
+                self._sync()
         self._count_update()
-        times = {"rollout": rolled - started, "train": trained - rolled, "sync": time.perf_counter() - trained}
-        tokens = {"rollout": sum(e.generated_tokens for e in episodes), "train": sum(len(row.ids) for row in rows)}
-        self.log_dict({f"speed/{name}_tokens_s": count / times[name] for name, count in tokens.items()} | memory_health())
-        times["idle"] = times["rollout"] - generating_seconds(episodes)
-        self.log_dict({f"time/{name}_s": seconds for name, seconds in times.items()})
+        self._log_times(rolled, rows)
+
+    def _learn_after(self, batch: list[Question]) -> tuple[list[Episode], list[TrainingRow]]:
+        """Roll out and train a batch; return its episodes and the rows that were trained."""
+        with self.timed("rollout"):
+            episodes, scores = self._episodes_of(batch)
+        return episodes, self._learn(episodes, scores)
+
+    def _learn_beside(self, batch: list[Question]) -> tuple[list[Episode], list[TrainingRow]]:
+        """Roll out a batch and meanwhile train the episodes that are due, of which the first update has none."""
+        due, rows = self._due, list[TrainingRow]()
+        with self._rolling_out(batch):
+            if due:
+                rows = self._learn(*self._scored(due))
+        return self._due, rows
+
+    def _learn(self, episodes: list[Episode], scores: list[Scores]) -> list[TrainingRow]:
+        """Train what the episodes teach, and return those rows."""
+        with self.timed("train"):
+            rows = self._telling_rows(episodes, [score["total"] for score in scores])
+            self.log("train/trained_share", len({row.episode for row in rows}) / len(episodes))
+            if rows:
+                self._train(rows)
+        return rows
+
+    def _log_times(self, rolled: list[Episode], rows: list[TrainingRow]) -> None:
+        tokens = {"rollout": sum(e.generated_tokens for e in rolled), "train": sum(len(row.ids) for row in rows)}
+        speeds = {f"speed/{name}_tokens_s": count / self.seconds[name] for name, count in tokens.items() if count}
+        self.seconds["idle"] = self.seconds["rollout"] - generating_seconds(rolled)
+        self.log_dict(speeds | memory_health() | {f"time/{name}_s": seconds for name, seconds in self.seconds.items()})
 
     def _count_update(self) -> None:
         """Have `global_step`, by which Lightning saves, logs and stops, count updates and not steps inside them (trap 15)."""
@@ -277,58 +246,6 @@ class PPO(AdapterCheckpoint, SearchAgent):
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.increment_ready()
         progress.increment_completed()
-
-    def _episodes_of(self, batch: list[Question]) -> tuple[list[Episode], list[dict[str, float]]]:
-        """Roll out a batch, and other questions in place of those whose episodes earn the same (DAPO, Yu et al. 2025).
-
-        What is logged is of the batch itself: others are there because something differs.
-        """
-        episodes, scores = self._rollout(batch, 0)
-        asked, left = list(batch), flat_questions(episodes, scores)
-        self.log("train/flat_groups", left / len(batch))
-        for _ in range(self.ppo.resample_rounds):
-            loader: Any = self.trainer.train_dataloader
-            others = loader.others({q.id for q in asked}, left, int(self.updates))
-            if not others:
-                break
-            more, their_scores = self._rollout(others, len(asked) * self.ppo.episodes_per_question, log=False)
-            asked, left = asked + others, flat_questions(more, their_scores)
-            episodes, scores = episodes + more, scores + their_scores
-        self.log("train/questions", len(asked))
-        return episodes, scores
-
-    def _rollout(self, batch: list[Question], first: int, *, log: bool = True) -> tuple[list[Episode], list[dict[str, float]]]:
-        """Return the batch's episodes that kept their tool, and their scores; `first` numbers them in the update.
-
-        Without `log` they may be none.
-        """
-        assert self._engine is not None
-        questions = [question for question in batch for _ in range(self.ppo.episodes_per_question)]
-        first += (self.seed * 1_000_003 + int(self.updates)) * 100_003
-        episodes = self.run_episodes(questions, [first + i for i in range(len(questions))], self.ppo.temperature)
-        kept = [e for e in episodes if is_kept(e)]
-        if not kept and log:
-            raise TrainingError("no episode of this update could be trained; check the search tool")
-        if drifted := sum(turn.drifted for e in kept for turn in e.turns):
-            raise EngineError(
-                f"in {drifted} turns the engine read other tokens than the rows hold; nothing was trained on them"
-            )
-        scores = [self.reward(e) for e in kept]
-        if log:
-            found = episode_health(episodes, scores, self._engine.version)
-            self.log("train/reward", found.pop("train/reward"), prog_bar=True)
-            self.log_dict(found)
-            self._trace(kept, scores)
-        return kept, scores
-
-    def _trace(self, episodes: Sequence[Episode], scores: Sequence[dict[str, float]]) -> None:
-        """Write a sample of the episodes as traces of the run."""
-        logger: Any = self.logger
-        if not isinstance(logger, SeekerLogger) or not self.trainer.is_global_zero:
-            return
-        drawn = torch.randperm(len(episodes), generator=self._generator(-2))[: self.traced_episodes].tolist()
-        for i in sorted(drawn):
-            log_episode(str(logger.run_id), str(logger.experiment_id), episodes[i], scores[i], int(self.updates))
 
     def _telling_rows(self, episodes: Sequence[Episode], rewards: Sequence[float]) -> list[TrainingRow]:
         """Return the episodes that teach something, each with what the estimator's baseline leaves of its reward.
@@ -368,9 +285,8 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
     def _train(self, rows: list[TrainingRow]) -> None:
         """Take the update's steps with policy and critic; what is logged is the mean over the policy's."""
-        started = time.perf_counter()
-        update = self._prepare(rows)
-        self.log("time/logprobs_s", time.perf_counter() - started)
+        with self.timed("logprobs"):
+            update = self._prepare(rows)
         if self.critic is None or int(self.critic_fits) >= self.ppo.critic_warmup:
             steps = self._train_policy(update)
             self.log_dict({f"ppo/{name}": sum(step[name] for step in steps) / len(steps) for name in steps[0]})
@@ -469,9 +385,6 @@ class PPO(AdapterCheckpoint, SearchAgent):
 
         return policy(batch["input_ids"], batch["lengths"], scored)  # type: ignore[no-any-return]
 
-    def _generator(self, key: int) -> torch.Generator:
-        return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))
-
     def _optimizer_step(self, micro: list[Batch], step: Step) -> dict[str, Tensor]:
         """Take a step on this rank's micro-batches, together with all ranks."""
         optimizer, policy = self._optimizers()[0].optimizer, self.policy
@@ -535,51 +448,7 @@ class PPO(AdapterCheckpoint, SearchAgent):
         optimizer.step()
         return summed(sums)
 
-    # --- sync and logs -----------------------------------------------------------------------------------------------
-
-    def _sync(self, *, log: bool = True) -> None:
-        """Put the merged weights into the engine and check it against the unmerged trainer with a canary."""
-        assert self._engine is not None
-        assert self.policy is not None
-        changed = self._send()
-        prompt = self.renderer.encode(self.renderer.prompt(self.dialect.opening("Which metal is liquid?")).text)
-        canary = self.renderer.encode("<think>\nI search for the liquid metal.\n</think>")
-        engine_ = self._engine
-        engine = torch.tensor(gathered_or_raised(lambda: engine_.score(prompt, canary))[world()[0]])
-        gap = max(gathered(float((engine - self._score(prompt, canary)).abs().mean())))
-        if log:
-            self.log_dict({"sync/changed_share": changed, "sync/canary_gap": gap, "sync/version": float(self._engine.version)})
-        if self._moved and changed == 0:
-            raise EngineError(
-                "the update moved the trainer and no weight of the engine: its deltas are rounded away; raise the learning "
-                "rate, or set precision float32"
-            )
-        self._moved = False
-        if gap > self.ppo.canary_tolerance:
-            raise EngineError(
-                f"after sync {self._engine.version} engine and trainer differ by {gap:.3f} nats a token on the canary, over "
-                f"{self.ppo.canary_tolerance}; the weights did not arrive whole"
-            )
-
-    def _send(self) -> float:
-        """Put the policy's weights into the engine; return the share of values that changed."""
-        assert self._engine is not None
-        assert self.policy is not None
-        if self.sync == "merge":
-            return self._engine.sync(self.policy.merged_weights())
-        folder = tempfile.TemporaryDirectory(dir=shared_folder(), prefix="seeker-adapter-")
-        self._adapter, changed = self.policy.save_adapter(Path(folder.name), self._adapter)
-        self._engine.sync_adapter(Path(folder.name))
-        self._adapter_folder = folder  # servers may read it until they get the next; the one before goes now
-        return changed
-
-    @torch.no_grad()
-    def _score(self, prompt: list[int], ids: list[int]) -> Tensor:
-        assert self.policy is not None
-        whole = torch.tensor(prompt + ids, device=self.device)
-        before = slice(len(prompt) - 1, -1)
-        labels, head = whole[len(prompt) :], self.policy.head
-        return self.policy(whole, [len(whole)], lambda hidden: chunked_logprobs(head, hidden[before], labels)).cpu()  # type: ignore[no-any-return]
+    # --- logs -----------------------------------------------------------------------------------------------
 
     def _log_annotations(self, notes: list[Notes]) -> None:
         if self.critic is not None:
@@ -595,14 +464,6 @@ class PPO(AdapterCheckpoint, SearchAgent):
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
             export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
-
-
-def flat_questions(episodes: Sequence[Episode], scores: Sequence[dict[str, float]]) -> int:
-    """Return the number of questions whose episodes all earned the same."""
-    earned = dict[str, list[float]]()
-    for episode, score in zip(episodes, scores, strict=True):
-        earned.setdefault(episode.question.id, []).append(score["total"])
-    return sum(max(totals) - min(totals) <= SAME_REWARD for totals in earned.values())
 
 
 def _split(batch: Batch) -> list[tuple[int, Notes]]:

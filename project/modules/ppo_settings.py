@@ -34,6 +34,9 @@ class PPOSettings:
     temperature: float = 1.0
     resample_rounds: int = 0
     """Times that questions whose episodes all earned the same are replaced by as many others, which then are rolled out."""
+    overlap: bool = False
+    """Roll out an update's questions while the questions before them are trained, by weights one update old, which
+    `importance_cap` corrects for. Worth it where the engine has processors of its own. The first update trains nothing."""
     estimator: EstimatorName = "gae"
     """How rewards become advantages: gae (with a critic), rloo, grpo, reinforce++."""
     inner_epochs: int = 1
@@ -69,7 +72,7 @@ class PPOSettings:
     lam: float = 1.0
     """GAE's lambda: 1 pays the episode's reward to every token against the critic's baseline. Estimators without one use 1."""
     importance_cap: float = 2.0
-    """Cap of p_trainer / p_engine, which corrects for the engine's rounding."""
+    """Cap of p_trainer / p_engine, which corrects for the engine's rounding, and for its age with `overlap`."""
     max_grad_norm: float = 1.0
     flat_updates: int = 10
     """Updates in a row without a difference in reward, which train nothing, that stop the run."""
@@ -117,6 +120,11 @@ class PPOSettings:
             raise InputError(
                 f"ppo.resample_rounds={self.resample_rounds} is for estimators that compare the episodes of a question, and "
                 f"{self.estimator} compares all; leave it out"
+            )
+        if self.overlap and self.resample_rounds:
+            raise InputError(
+                f"ppo.resample_rounds={self.resample_rounds} asks anew once an update's episodes are there, and ppo.overlap "
+                "has asked long before; leave one of them out"
             )
         for name, odd in (("critic_warmup", self.critic_warmup), ("critic_in", self.critic_in != "head")):
             if odd and not ESTIMATORS[self.estimator].critic:

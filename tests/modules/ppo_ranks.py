@@ -17,7 +17,7 @@ from project.modules.sharding import whole
 from project.ranks import gathered, world
 from project.rollouts.engines.protocol import Generation
 
-KINDS = ("head", "model")
+KINDS = {"head": {}, "model": {"critic_in": "model"}, "overlap": {"overlap": True}}
 
 
 class SomeFold(Script):
@@ -41,9 +41,9 @@ def main(strategy: str, model: str, questions: str, url: str, path: str) -> None
 
 
 def updates(strategy: str, kind: str, model: str, questions: str, url: str, root: Path) -> dict:
-    """Return what two updates with a critic of this kind did."""
+    """Return what two updates did: with a critic on a head, as a model of its own, and rolling out beside the updates."""
     ranks = {} if strategy == "one" else {"strategy": strategy, "devices": 2}
-    ppo = {"critic_in": kind, "micro_episodes": 3, "episodes_per_question": 3, "kl_target": 0.01, "minibatch_episodes": 64}
+    ppo = {"micro_episodes": 3, "episodes_per_question": 3, "kl_target": 0.01, "minibatch_episodes": 64} | KINDS[kind]
     module = make(model, url=url, engine=None, ppo=ppo)
     module.limits = EpisodeLimits(max_turns=3, turn_tokens=48, context_tokens=2048, fold_turns=1)
     module._start_engine = lambda: setattr(module, "_engine", module._engine or SomeFold(model))

@@ -1,5 +1,6 @@
 """PPO on the tiny model through a real Trainer, with the engine of transformers and a real retrieval server."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -58,8 +59,8 @@ class Watched(PPO):
         for name, value in values.items():
             self.log(name, value)
 
-    def run_episodes(self, *args):
-        episodes = super().run_episodes(*args)
+    def gather_episodes(self, run):
+        episodes = super().gather_episodes(run)
         self.all_episodes.append(episodes)
         return episodes
 
@@ -418,6 +419,10 @@ def test_the_kl_coefficient_is_steered(folder):
         ({"critic_in": "model", "estimator": "grpo"}, "critic_in=model, and grpo has no critic"),
         ({"critic_epochs": 0}, "critic_epochs=0 must be at least 1"),
         ({"resample_rounds": -1}, "resample_rounds=-1 must be 0 or more"),
+        (
+            {"resample_rounds": 1, "overlap": True},
+            "resample_rounds=1 asks anew once an update's episodes are there, and ppo.overlap",
+        ),
         ({"resample_rounds": 1, "estimator": "reinforce++"}, "resample_rounds=1 is for estimators that compare the episodes"),
     ],
 )
@@ -439,6 +444,61 @@ def test_only_questions_whose_episodes_differ_are_trained_on(folder, server, que
     assert [sum(len(b["rows"]) for b in update) for update in module.micro] == [n for n in telling if n]
     assert module.of("train/trained_share") == [n / 8 for n in telling]
     assert module.of("sync/version") == [1, 2, 3, 4]  # an update that trains nothing is counted all the same
+
+
+@pytest.fixture(scope="module")
+def beside(folder, server, questions, tmp_path_factory):
+    """Three updates that each train what was rolled out beside the one before."""
+    module = make(folder, url=server.url, ppo={"overlap": True})
+    fit(module, questions, tmp_path_factory.mktemp("beside"), 3)
+    return module
+
+
+def test_with_overlap_an_update_trains_the_episodes_before_its_own(beside):
+    assert [len(episodes) for episodes in beside.all_episodes] == [8, 8, 8]
+    assert [{t.version for e in episodes for t in e.turns} for episodes in beside.all_episodes] == [{0}, {1}, {2}]
+    trained = [sorted(tuple(row.ids) for batch in update for row in batch["rows"]) for update in beside.micro]
+    rolled = [sorted((*t[0].context_ids, *t[0].ids, *t[1].context_ids, *t[1].ids) for t in (e.turns for e in episodes))
+              for episodes in beside.all_episodes]  # fmt: skip
+    assert trained == rolled[:2]  # the first update has nothing to train, and the last ones' episodes are not trained
+    assert beside.of("train/staleness") == [1, 1]  # syncs between the weights that wrote them and the engine's
+    assert (int(beside.updates), beside._engine.version) == (3, 3)
+    assert len(beside.of("time/rollout_s")) == len(beside.of("time/update_s")) == 3
+    assert len(beside.of("time/train_s")) == 2
+    assert all(0 <= idle < rollout for idle, rollout in zip(beside.of("time/idle_s"), beside.of("time/rollout_s"), strict=True))
+
+
+def test_with_overlap_older_weights_are_corrected_for(beside):
+    """Nothing was trained between the first episodes and their update, and one update between the second ones and theirs."""
+    first, second = beside.micro
+    assert all(float((b["importance"] - 1).abs().max()) < 1e-4 for b in first)
+    for batch in second:
+        behaviour = batch["logprobs"][batch["trained"]]
+        torch.testing.assert_close(batch["importance"], (batch["old_logprobs"] - behaviour).exp().clamp(max=2.0))
+    assert max(float((b["importance"] - 1).abs().max()) for b in second) > 1e-3
+
+
+def test_with_overlap_an_update_that_fails_ends_the_rollout_too(folder, server, questions, tmp_path):
+    module = make(folder, url=server.url, ppo={"overlap": True})
+    module._train = lambda rows: (_ for _ in ()).throw(TrainingError("not finite"))
+    with pytest.raises(TrainingError, match="not finite"):
+        fit(module, questions, tmp_path)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("seeker-")]
+
+
+def test_with_overlap_a_rollout_that_fails_ends_the_update_too(folder, server, questions, tmp_path):
+    module, asked = make(folder, url=server.url, ppo={"overlap": True}), []
+
+    def fail(*args):
+        asked.append(args)
+        if len(asked) > 1:
+            raise EngineError("the engine has died")
+        return Watched.own_episodes(module, *args)
+
+    module.own_episodes = fail
+    with pytest.raises(EngineError, match="the engine has died"):
+        fit(module, questions, tmp_path)
+    assert int(module.updates) == 1
 
 
 def test_flat_questions_are_replaced_by_others(folder, server, questions, tmp_path):
@@ -668,7 +728,7 @@ def test_trap_14_few_failed_episodes_are_left_out(folder):
     failed = Episode(QUESTIONS[0], (turn,), (), FinishReason.TOOL_ERROR)
     wrong = Episode(QUESTIONS[0], (turn,), (), FinishReason.MAX_TURNS)
     module.run_episodes = lambda *args: [failed, wrong]
-    kept, scores = module._rollout([QUESTIONS[0]], 0)
+    kept, scores = module._scored(module._rollout([QUESTIONS[0]], 0))
     assert kept == [wrong]  # the policy's own failure is scored and trained
     assert [score["total"] for score in scores] == [0]
 
@@ -678,14 +738,14 @@ def test_trap_14_drift_stops_the_run(folder):
     turn = Turn((1,), (2,), (-1.0,), 0, True, drifted=True)
     module.run_episodes = lambda *args: [Episode(QUESTIONS[0], (turn,), (), FinishReason.MAX_TURNS)]
     with pytest.raises(EngineError, match="in 1 turns the engine read other tokens than the rows hold"):
-        module._rollout([QUESTIONS[0]], 0)
+        module._scored(module._rollout([QUESTIONS[0]], 0))
 
 
 def test_no_episode_to_train_is_one_sentence(folder):
     module = make(folder, url="http://127.0.0.1:1")
     module.run_episodes = lambda *args: [Episode(QUESTIONS[0], (), (), FinishReason.CONTEXT_FULL)]
     with pytest.raises(TrainingError, match="no episode of this update could be trained"):
-        module._rollout([QUESTIONS[0]], 0)
+        module._scored(module._rollout([QUESTIONS[0]], 0))
 
 
 def test_trap_18_an_engine_that_was_there_before_the_process_group_is_refused(folder, monkeypatch):

@@ -76,6 +76,9 @@ def fit(config: Path, folder: Path, *words: str, kill: str = "never:-1") -> subp
     )
 
 
+OVERLAP = ("--model.ppo.overlap", "true")
+
+
 @pytest.fixture(scope="module")
 def whole(config) -> Path:
     folder = config.parent / "whole"
@@ -88,21 +91,39 @@ def whole(config) -> Path:
 @pytest.mark.parametrize("where", ["rollout", "update", "checkpoint"])
 def test_a_killed_run_goes_on_to_the_same_bits(config, whole, where, monkeypatch):
     folder = config.parent / where
-    killed = fit(config, folder, kill=f"{where}:2")
+    kill_and_resume(config, folder, where)
+    same_bits_and_curves(folder, whole, monkeypatch, UPDATES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["rollout", "update"])
+def test_so_does_one_that_rolls_out_beside_its_updates(config, where, monkeypatch):
+    """The episodes that were due are in the checkpoint: nothing could write them again."""
+    folder, whole = config.parent / f"beside-{where}", config.parent / f"beside-whole-{where}"
+    assert fit(config, whole, *OVERLAP).returncode == 0
+    kill_and_resume(config, folder, where, *OVERLAP)
+    same_bits_and_curves(folder, whole, monkeypatch, UPDATES - 1)
+
+
+def kill_and_resume(config: Path, folder: Path, where: str, *words: str) -> None:
+    killed = fit(config, folder, *words, kill=f"{where}:2")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (folder / "merged").exists()
-    resumed = fit(config, folder, "--ckpt_path", "last")
+    resumed = fit(config, folder, "--ckpt_path", "last", *words)
     assert resumed.returncode == 0, resumed.stderr
+
+
+def same_bits_and_curves(folder: Path, whole: Path, monkeypatch, updates: int) -> None:
     mine, theirs = (load_file(path / "merged" / "model.safetensors") for path in (folder, whole))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     states = [torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (folder, whole)]
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{config.parent}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent}/mlflow.db")
     runs = [run for run in client().search_runs(["1"]) if run.data.tags["seeker.folder"] == str(folder)]
     assert len(runs) == 1  # it went on in the same run
     for name in CURVES:
-        curve = metric_curve(find_run("whole").info.run_id, name)
+        curve = metric_curve(find_run(whole.name).info.run_id, name)
         assert metric_curve(runs[0].info.run_id, name) == curve
-        assert len(curve) == UPDATES
+        assert len(curve) == updates
     assert len(set(metric_curve(runs[0].info.run_id, "train/reward").values())) > 1

@@ -29,10 +29,10 @@ def found(tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("critic", ["head", "model"])
+@pytest.mark.parametrize("kind", ["head", "model", "overlap"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_trap_18_two_ranks_train_what_one_process_trains(found, strategy, critic):
-    one, two = found["one"][critic], found[strategy][critic]
+def test_trap_18_two_ranks_train_what_one_process_trains(found, strategy, kind):
+    one, two = found["one"][kind], found[strategy][kind]
     assert (two["steps"], two["version"]) == (one["steps"], one["version"]) == (2, 2)
     assert two["episodes"] == one["episodes"]
     assert {contexts for update in one["episodes"] for *_, contexts in update} == {1, 2}
