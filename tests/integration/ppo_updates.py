@@ -1,6 +1,7 @@
-"""Run in a process of its own by `test_ppo_vllm.py`: two updates of PPO through a Trainer under bf16 autocast.
+"""Run in a process of its own: two updates of PPO through a Trainer under bf16 autocast, and one before them with overlap.
 
-Rollouts run in the real vLLM beside a live retrieval server; the metrics of each update are printed as one JSON line.
+It takes a model folder, a folder that has an `index`, and the agent's other arguments as JSON. Rollouts run in the real vLLM
+beside a live retrieval server; the metrics of each update that trained are printed as one JSON line.
 """
 
 import json
@@ -39,27 +40,31 @@ class Watch(Callback):
         self.updates.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-def main(folder, work, sync):
+def main(folder: str, work: Path, changes: dict) -> None:
     questions = ({"id": c, "question": f"What is {c}?", "answers": ["a country"], "group": c} for c in COUNTRIES)
     write_rows(work / "questions.jsonl", questions)
+    numbers = {"episodes_per_question": 2, "minibatch_episodes": 8, "micro_episodes": 4} | changes.pop("ppo", {})
+    plain = changes.get("sync") == "adapter" or "servers" in changes  # these cannot take token rows of our own
     module = PPO(
         model_path=folder,
-        sync=sync,
-        settings=AgentSettings(decision_tokens=False if sync == "adapter" else None),
+        settings=AgentSettings(decision_tokens=False if plain else None),
         index=work / "index",
-        limits=EpisodeLimits(max_turns=2, turn_tokens=32),
+        limits=EpisodeLimits(max_turns=2, turn_tokens=32, context_tokens=2048),
         reward=Chance(),
         learning_rate=1e-3,
-        ppo=PPOSettings(episodes_per_question=2, minibatch_episodes=8, micro_episodes=4),
+        ppo=PPOSettings(**numbers),
+        **changes,
     )
     watch = Watch()
     trainer = Trainer(
         accelerator="cpu", precision="bf16-mixed", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=work, callbacks=[watch], log_every_n_steps=1,
     )  # fmt: skip
-    trainer.fit(module, QuestionDataModule(work / "questions.jsonl", batch_questions=4, train_passes=2))
-    print("RESULT " + json.dumps({"updates": watch.updates, "files": sorted(p.name for p in (work / "merged").iterdir())}))
+    passes = 3 if module.ppo.overlap else 2
+    trainer.fit(module, QuestionDataModule(work / "questions.jsonl", batch_questions=4, train_passes=passes))
+    updates = [found for found in watch.updates if "ppo/kl" in found]
+    print("RESULT " + json.dumps({"updates": updates, "files": sorted(p.name for p in (work / "merged").iterdir())}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))

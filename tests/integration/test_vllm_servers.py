@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_ppo_vllm import updates
 from tiny import tiny_model_folder
 
 from project.errors import EngineError
 from project.rollouts.engines import Sampling, fleet, make_engine
 
 pytestmark = pytest.mark.slow
-CONTEXT = 512
+CONTEXT = 2048
 PROMPT = list(b"Which metal is liquid at room temperature?") * 4  # 168 tokens: longer than a block of the prefix cache
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",
@@ -198,6 +199,15 @@ def test_an_adapter_is_swapped_for_the_next_one(engine, policy, tmp_path):
     base = adapted.unload()
     engine.sync((n, t) for n, t in base.state_dict().items() if n != "lm_head.weight")
     assert gap(base, generate(engine, 4)) < 1e-3, "full weights replace the adapter"
+
+
+def test_a_training_rolls_out_on_the_servers_beside_its_updates(servers, model, tmp_path):
+    changes = {"engine": "servers", "servers": [url for _, url, _ in servers], "precision": "float32"}
+    done = updates(model, tmp_path, changes | {"ppo": {"overlap": True}})
+    assert [update["train/staleness"] for update in done["updates"]] == [1, 1]
+    assert [update["sync/version"] for update in done["updates"]] == [2, 3]
+    assert all(update["ppo/engine_gap"] < 0.2 for update in done["updates"])
+    assert all(update["sync/changed_share"] > 0.1 for update in done["updates"])
 
 
 def test_killing_one_of_two_servers_loses_no_request(servers, engine, policy):

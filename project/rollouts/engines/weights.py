@@ -113,7 +113,8 @@ class WeightFolders:
             if tensor.shape[0:1] == (rows,) and name in old and not torch.equal(tensor, old[name]):
                 raise EngineError(
                     f"{name} has changed, which is the model's head too, and vLLM on a CPU goes on with the head that it "
-                    "started with; train an adapter that leaves it alone, or take GPUs"
+                    "started with; train an adapter that leaves it alone, in a model.precision that does not round it, or take "
+                    "GPUs"
                 )
 
     def _own_weights(self) -> dict[str, Tensor]:
