@@ -81,11 +81,14 @@ def seeker(arguments: argparse.Namespace, folder: Path) -> Figures:
             done.append(time.perf_counter())
             tokens.append(pl_module.logged_now["train/generated_tokens"] * GROUP * arguments.questions_an_update)
 
+    numbers = {
+        "episodes_per_question": GROUP,
+        "micro_episodes": MICRO,
+        "minibatch_episodes": GROUP * arguments.questions_an_update,
+    }
     module = PPO(
         model_path=arguments.model,
-        ppo=PPOSettings(
-            estimator="grpo", episodes_per_question=GROUP, micro_episodes=MICRO, minibatch_episodes=9999, kl_coef=KL
-        ),
+        ppo=PPOSettings(estimator="grpo", kl_coef=KL, **numbers),
         lora=LoRA(),
         learning_rate=LEARNING_RATE,
         limits=EpisodeLimits(max_turns=1, turn_tokens=TOKENS, context_tokens=CONTEXT),
