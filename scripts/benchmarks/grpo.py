@@ -8,7 +8,7 @@ Both take `--questions_an_update` prompts, `GROUP` completions each of at most `
 step under bf16 autocast, LoRA on all linear layers, and a KL to the model without it. A completion is one turn: nothing is
 searched.
 The reward is drawn from the completion, so that every group is trained. TRL's micro-batches are as large as Seeker's, and
-without gradient checkpointing, which is slower; TRL's other settings are its own.
+without gradient checkpointing, which is slower; TRL's other settings are its own. `trl-float32` trains without autocast.
 
 Ways take turns, each in a process of its own, `--rounds` times; an update's seconds are the median of a round's, the first left
 out, and figures the medians of rounds. Memory is the peak of anonymous pages; the weights on their way to vLLM lie beside it in
@@ -44,7 +44,7 @@ from project.records import Episode, Question  # noqa: E402
 from project.rendering import Renderer  # noqa: E402
 from project.rewards.answer import AnswerReward  # noqa: E402
 
-WAYS = ("seeker", "trl")
+WAYS = ("seeker", "trl", "trl-float32")
 GROUP, MICRO, TOKENS, CONTEXT = 4, 4, 128, 1024
 LEARNING_RATE, KL = 1e-5, 0.02
 Figures = dict[str, Any]
@@ -118,7 +118,7 @@ def trl(arguments: argparse.Namespace, folder: Path) -> Figures:
     renderer, count = Renderer(tokenizer, dialect), GROUP * arguments.questions_an_update
     questions = read_records(Path(arguments.questions), Question.from_row)[: arguments.updates * arguments.questions_an_update]
     prompts = [{"prompt": renderer.prompt(dialect.opening(q.question), dialect.tools).text} for q in questions]
-    done, tokens = list[float](), list[float]()
+    done, tokens, bf16 = list[float](), list[float](), arguments.ways == ["trl"]
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:  # noqa: ANN401
         tokens.append(sum(map(len, completion_ids)))
@@ -134,13 +134,13 @@ def trl(arguments: argparse.Namespace, folder: Path) -> Figures:
     config = GRPOConfig(
         output_dir=str(folder), per_device_train_batch_size=MICRO, gradient_accumulation_steps=count // MICRO,
         num_generations=GROUP, max_completion_length=TOKENS, temperature=1.0, beta=KL, learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant", max_steps=arguments.updates, bf16=True, use_cpu=not torch.cuda.is_available(),
+        lr_scheduler_type="constant", max_steps=arguments.updates, bf16=bf16, use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False, loss_type="grpo", shuffle_dataset=False, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     lora = LoRA()
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16),
+        model=AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16 if bf16 else torch.float32),
         reward_funcs=reward,
         args=config,
         train_dataset=Dataset.from_list(prompts),
@@ -173,7 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.alone:
         with tempfile.TemporaryDirectory() as folder:
-            found = {"seeker": seeker, "trl": trl}[arguments.ways[0]](arguments, Path(folder))
+            found = (seeker if arguments.ways == ["seeker"] else trl)(arguments, Path(folder))
         arguments.output_file.write_text(json.dumps(found))
         return
     rounds: dict[str, list[Figures]] = {way: [] for way in arguments.ways}
