@@ -30,6 +30,7 @@ PINNED = {
     "precision": "precision_name",
     "lora": "lora",
     "ppo.estimator": "estimator_name",
+    "ppo.overlap": "overlap",
 }
 """What training must go on with: its name in a config, and in the module."""
 

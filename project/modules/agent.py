@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -162,13 +163,16 @@ class SearchAgent(LightningModule):
         """Run one episode per question, each rank its part of them, and return all of them on every rank, in order."""
         return self.gather_episodes(lambda: self.own_episodes(questions, seeds, temperature))
 
-    def own_episodes(self, questions: list[Question], seeds: list[int], temperature: float) -> list[Episode]:
-        """Run this rank's part of the episodes."""
+    def own_episodes(
+        self, questions: list[Question], seeds: list[int], temperature: float, given_up: Event | None = None
+    ) -> list[Episode]:
+        """Run this rank's part of the episodes; `given_up` ends them all, with an error."""
         assert self._engine is not None
         mine, tool = part_of(len(questions)), None
         if self.retrieval_url:
             tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk)
-        return EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature).run(questions[mine], seeds[mine])
+        runner = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature, given_up or Event())
+        return runner.run(questions[mine], seeds[mine])
 
     def gather_episodes(self, run: Callable[[], list[Episode]]) -> list[Episode]:
         """Return all ranks' episodes, in order, on every rank; `run` gives this rank's.

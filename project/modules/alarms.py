@@ -84,7 +84,8 @@ class Alarms(Callback):
     def look(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """Take in an update's numbers and return what is wrong, by rule: a clause of a sentence."""
         wrong = {}
-        self._mean("reward", metrics.get("train/reward", 0.0))
+        if "train/reward" in metrics:  # with overlap an update may have no episodes
+            self._mean("reward", metrics["train/reward"])
         likelihood, entropy = metrics.get("train/correct_logprob"), metrics.get("ppo/entropy")
         if likelihood is not None:
             mean = self._mean("likelihood", likelihood)

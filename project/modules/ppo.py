@@ -219,16 +219,16 @@ class PPO(RolloutAgent):
 
     def _learn_beside(self, batch: list[Question]) -> tuple[list[Episode], list[TrainingRow]]:
         """Roll out a batch and meanwhile train the episodes that are due, of which the first update has none."""
-        due, rows = self._due, list[TrainingRow]()
+        due = self._scored(self._due) if self._due else None  # before the engine's thread touches the random numbers of all
         with self._rolling_out(batch):
-            if due:
-                rows = self._learn(*self._scored(due))
+            rows = self._learn(*due) if due else []
         return self._due, rows
 
     def _learn(self, episodes: list[Episode], scores: list[Scores]) -> list[TrainingRow]:
         """Train what the episodes teach, and return those rows."""
         with self.timed("train"):
             rows = self._telling_rows(episodes, [score["total"] for score in scores])
+            self.log("train/questions", len({episode.question.id for episode in episodes}))
             self.log("train/trained_share", len({row.episode for row in rows}) / len(episodes))
             if rows:
                 self._train(rows)
@@ -278,7 +278,7 @@ class PPO(RolloutAgent):
     def _stop(self, reward: float) -> None:
         """End the run, which learns nothing any more: well if it ever did, its model exported, else with an error."""
         said = f"for {int(self.flat)} updates the episodes of each question have earned the same, {reward:.3g} on average now"
-        if int(self.flat) > int(self.updates):
+        if int(self.flat) + self.overlap > int(self.updates):  # with overlap the first update has nothing to train
             raise TrainingError(f"{said}; start from a model that is sometimes right, or raise ppo.episodes_per_question")
         logger.warning("%s: the run ends", said)
         self.trainer.should_stop = True
@@ -292,7 +292,7 @@ class PPO(RolloutAgent):
             self.log_dict({f"ppo/{name}": sum(step[name] for step in steps) / len(steps) for name in steps[0]})
             self.log("ppo/steps", len(steps))
             if self.ppo.kl_target is not None:
-                self._steer_kl(float(together(update.notes, "kl").mean()), self.ppo.kl_target)
+                self._steer_kl(mean_kl(update.notes), self.ppo.kl_target)
         if self.critic is not None:
             found = [self._critic_step(losses) for losses in self.critic.steps(update, self.ppo, self._generator(-1))]
             self.log_dict({f"ppo/{name}": value for name, value in found[-1].items()})
@@ -423,9 +423,9 @@ class PPO(RolloutAgent):
         )
         found["policy_loss"] = loss
         if self.kl_in == "loss" and ppo.kl_coef:
-            loss = loss + self.kl_coef * (weights_N * k3_kl(logprobs, batch["reference"])).sum() / total
+            loss = loss + self.kl_coef * (weighed * k3_kl(logprobs, batch["reference"])).sum() / total
         if ppo.entropy_coef:
-            loss = loss - ppo.entropy_coef * (weights_N * entropy).sum() / total
+            loss = loss - ppo.entropy_coef * (weighed * entropy).sum() / total
         return loss, found
 
     def _optimizers(self) -> list[Any]:
@@ -453,7 +453,8 @@ class PPO(RolloutAgent):
     def _log_annotations(self, notes: list[Notes]) -> None:
         if self.critic is not None:
             self.log("ppo/explained_variance", explained_variance(together(notes, "old_values"), together(notes, "returns")))
-        for name in ("kl", "engine_gap", "importance", "entropy"):
+        self.log("ppo/kl", mean_kl(notes))
+        for name in ("engine_gap", "importance", "entropy"):
             self.log(f"ppo/{name}", together(notes, name).mean())
 
     def on_fit_end(self) -> None:
@@ -464,6 +465,12 @@ class PPO(RolloutAgent):
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
             export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
+
+
+def mean_kl(notes: Sequence[Notes]) -> float:
+    """Return the mean KL to the reference in nats a token, on tokens that count as the policy would sample them now."""
+    importance = together(notes, "importance")
+    return float((importance * together(notes, "kl")).sum() / importance.sum())
 
 
 def _split(batch: Batch) -> list[tuple[int, Notes]]:

@@ -35,8 +35,9 @@ class PPOSettings:
     resample_rounds: int = 0
     """Times that questions whose episodes all earned the same are replaced by as many others, which then are rolled out."""
     overlap: bool = False
-    """Roll out an update's questions while the questions before them are trained, by weights one update old, which
-    `importance_cap` corrects for. Worth it where the engine has processors of its own. The first update trains nothing."""
+    """Roll out an update's questions while the questions before them are trained, by weights one update old: each token counts
+    by p_trainer / p_engine up to `importance_cap`. Worth it where the engine has processors of its own. The first update trains
+    nothing, and what is rolled out beside the last one is not trained."""
     estimator: EstimatorName = "gae"
     """How rewards become advantages: gae (with a critic), rloo, grpo, reinforce++."""
     inner_epochs: int = 1

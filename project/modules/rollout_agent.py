@@ -7,7 +7,9 @@ Nothing else happens to the engine meanwhile, and no rank tells another anything
 
 from __future__ import annotations
 
+import json
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +69,7 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
         """
         super().__init__(**agent)
         self.policy: Policy | None = None
-        self.ppo, self.sync, self.traced_episodes, self.seed = ppo, sync, traced_episodes, seed
+        self.ppo, self.sync, self.traced_episodes, self.seed, self.overlap = ppo, sync, traced_episodes, seed, ppo.overlap
         if sync == "adapter":
             if lora is None or self._new_ids or self.engine_name == "transformers":
                 raise InputError(
@@ -111,12 +113,12 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the episodes that the next update trains: the weights that wrote them are gone."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[DUE] = [episode.to_row() for episode in self._due]
+        checkpoint[DUE] = json.dumps([episode.to_row() for episode in self._due])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the episodes that are due."""
         super().on_load_checkpoint(checkpoint)
-        self._due = [Episode.from_row(row) for row in checkpoint.get(DUE, [])] if self.ppo.overlap else []
+        self._due = [Episode.from_row(row) for row in json.loads(checkpoint.get(DUE, "[]"))]
 
     def log(self, name: str, value: Any, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - Lightning's own
         """Log, and keep for callbacks what this update has logged: Lightning shows them earlier updates' numbers too."""
@@ -139,7 +141,6 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
         """
         episodes, scores = self._scored(self._rollout(batch, 0))
         asked, left = list(batch), flat_questions(episodes, scores)
-        self.log("train/flat_groups", left / len(batch))
         for _ in range(self.ppo.resample_rounds):
             loader: Any = self.trainer.train_dataloader
             others = loader.others({q.id for q in asked}, left, int(self.updates))
@@ -148,7 +149,6 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
             more, their_scores = self._scored(self._rollout(others, len(asked) * self.ppo.episodes_per_question), log=False)
             asked, left = asked + others, flat_questions(more, their_scores)
             episodes, scores = episodes + more, scores + their_scores
-        self.log("train/questions", len(asked))
         return episodes, scores
 
     def _rollout(self, batch: list[Question], first: int) -> list[Episode]:
@@ -158,15 +158,19 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
     @contextmanager
     def _rolling_out(self, batch: list[Question]) -> Iterator[None]:
         """Roll out a batch beside the block, which must leave the engine alone; the episodes are due with the next update."""
-        questions, seeds = self._asked(batch, 0)
+        (questions, seeds), given_up = self._asked(batch, 0), threading.Event()
 
         def run() -> list[Episode]:
-            with self.timed("rollout"):
-                return self.own_episodes(questions, seeds, self.ppo.temperature)
+            with self.timed("rollout"), self.trainer.precision_plugin.forward_context():  # autocast is a thread's own
+                return self.own_episodes(questions, seeds, self.ppo.temperature, given_up)
 
         with ThreadPoolExecutor(1, thread_name_prefix="seeker-rollout") as pool:
             coming = pool.submit(run)
-            yield
+            try:
+                yield
+            except BaseException:
+                given_up.set()
+                raise
             self._due = self.gather_episodes(coming.result)
 
     def _asked(self, batch: list[Question], first: int) -> tuple[list[Question], list[int]]:
@@ -190,6 +194,7 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
             found = episode_health(episodes, scores, self._engine.version)
             self.log("train/reward", found.pop("train/reward"), prog_bar=True)
             self.log_dict(found)
+            self.log("train/flat_groups", flat_questions(kept, scores) / len({e.question.id for e in kept}))
             self._trace(kept, scores)
         return kept, scores
 
@@ -198,9 +203,10 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
         logger: Any = self.logger
         if not isinstance(logger, SeekerLogger) or not self.trainer.is_global_zero:
             return
+        rolled = int(self.updates) - self.overlap
         drawn = torch.randperm(len(episodes), generator=self._generator(-2))[: self.traced_episodes].tolist()
         for i in sorted(drawn):
-            log_episode(str(logger.run_id), str(logger.experiment_id), episodes[i], scores[i], int(self.updates))
+            log_episode(str(logger.run_id), str(logger.experiment_id), episodes[i], scores[i], rolled)
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))

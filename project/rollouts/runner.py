@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import Event
 
 from project.environment.search import EpisodeLimits, SearchEnvironment, SearchTool
-from project.errors import InputError
+from project.errors import EngineError, InputError
 from project.records import Episode, FinishReason, Question, Turn
 from project.rendering import Renderer
 from project.rollouts.engines.protocol import Engine, Sampling
@@ -31,6 +32,8 @@ class EpisodeRunner:
     """None where no episode lasts beyond its first turn."""
     limits: EpisodeLimits
     temperature: float = 1.0
+    given_up: Event = field(default_factory=Event)
+    """Set by another thread, it ends the run with the turns that are being written."""
 
     def run(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Episode]:
         """Run one episode per question and return them in order.
@@ -38,6 +41,9 @@ class EpisodeRunner:
         Args:
             questions: a question may stand here several times.
             seeds: one an episode; with the turn's number it keys the sampling noise.
+
+        Raises:
+            EngineError: the run was given up.
         """
         with search_thread(self.tool, self.limits.search_seconds) as tool:
             return asyncio.run(replace(self, tool=tool)._all(questions, seeds))
@@ -69,6 +75,8 @@ class EpisodeRunner:
             )
         new, fresh, largest = context, True, 0
         while True:
+            if self.given_up.is_set():
+                raise EngineError("the rollout was given up: what ran beside it has failed, or was stopped")
             if len(context) + LEAST_TOKENS > self.limits.context_tokens:
                 environment.finish = FinishReason.CONTEXT_FULL
                 return

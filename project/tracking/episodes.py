@@ -6,7 +6,9 @@ MLflow writes traces from a thread of its own; `flush_episodes` waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from project.records import Episode, Message
@@ -23,6 +25,22 @@ def log_episode(run_id: str, experiment_id: str, episode: Episode, score: Mappin
         score: the reward's breakdown.
         update: during which it was rolled out, from 0.
     """
+    with _ids_of_their_own():
+        _log_episode(run_id, experiment_id, episode, score, update)
+
+
+@contextmanager
+def _ids_of_their_own() -> Iterator[None]:
+    """Have MLflow, which draws ids from Python's random numbers, draw none that another run of the same seed has drawn."""
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _log_episode(run_id: str, experiment_id: str, episode: Episode, score: Mapping[str, float], update: int) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri())

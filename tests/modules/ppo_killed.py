@@ -25,7 +25,7 @@ class Killed(PPO):
         self.reward = lambda episode: {"em": 0.0, "total": float(episode.turns[0].ids[0] % 2 == 0)}
         self._turns = 0
 
-    def own_episodes(self, questions, seeds, temperature):
+    def own_episodes(self, questions, seeds, temperature, *given_up):
         engine, update = self._engine, int(self.updates)
         generate, turns = type(engine).generate, 0
 
@@ -37,7 +37,7 @@ class Killed(PPO):
             return await generate(engine, prompt_ids, sampling)
 
         engine.generate = counted
-        return super().own_episodes(questions, seeds, temperature)
+        return super().own_episodes(questions, seeds, temperature, *given_up)
 
     def _optimizer_step(self, micro, step):
         found = super()._optimizer_step(micro, step)

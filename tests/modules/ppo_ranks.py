@@ -51,7 +51,8 @@ def updates(strategy: str, kind: str, model: str, questions: str, url: str, root
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
         enable_checkpointing=False, callbacks=[Gradients()], max_epochs=1, **ranks,
     )  # fmt: skip
-    data = QuestionDataModule(questions, validation_file=questions, batch_questions=2, check_split=False)
+    passes = 2 if module.ppo.overlap else 1  # so that episodes are trained that older weights have written
+    data = QuestionDataModule(questions, validation_file=questions, batch_questions=2, check_split=False, train_passes=passes)
     trainer.fit(module, data)
     trainer.save_checkpoint(root / "last.ckpt")
     gradients = [{name: whole(value) for name, value in step.items()} for step in module.gradients]

@@ -42,6 +42,14 @@ def test_likelihood_is_judged_by_its_running_mean():
     assert "likelihood" not in alarms.look({"ppo/entropy": 0.4})  # nothing was right: nothing is known
 
 
+def test_an_update_without_episodes_has_no_reward():
+    """With overlap the first has none: taken as 0, the mean would rise for many updates though the reward stands still."""
+    alarms = Alarms()
+    for metrics in ({}, {"train/reward": 0.5}, {}, {"train/reward": 0.5}):
+        alarms.look(metrics)
+    assert alarms.seen["reward"] == 0.5
+
+
 def test_held_out_em_that_falls_while_the_reward_rises():
     alarms = Alarms(em_drop=0.2)
     alarms.look({"train/reward": 0.3})

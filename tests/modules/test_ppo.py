@@ -448,8 +448,19 @@ def test_only_questions_whose_episodes_differ_are_trained_on(folder, server, que
 
 @pytest.fixture(scope="module")
 def beside(folder, server, questions, tmp_path_factory):
-    """Three updates that each train what was rolled out beside the one before."""
-    module = make(folder, url=server.url, ppo={"overlap": True})
+    """Three updates that each train what was rolled out beside the one before, at the same time: a rollout waits for it."""
+    module, training = make(folder, url=server.url, ppo={"overlap": True}), threading.Event()
+
+    def own_episodes(*args):
+        assert int(module.updates) == 0 or training.wait(60), "the update before must be trained beside the rollout"
+        training.clear()
+        return Watched.own_episodes(module, *args)
+
+    def train(rows):
+        training.set()
+        Watched._train(module, rows)
+
+    module.own_episodes, module._train = own_episodes, train
     fit(module, questions, tmp_path_factory.mktemp("beside"), 3)
     return module
 
@@ -479,10 +490,24 @@ def test_with_overlap_older_weights_are_corrected_for(beside):
 
 
 def test_with_overlap_an_update_that_fails_ends_the_rollout_too(folder, server, questions, tmp_path):
+    """The rollout gives up before its next turns: an engine may take minutes over them."""
     module = make(folder, url=server.url, ppo={"overlap": True})
-    module._train = lambda rows: (_ for _ in ()).throw(TrainingError("not finite"))
+    generate, asked, failed = module._engine.generate, [], threading.Event()
+
+    async def counted(*args):
+        asked.append(int(module.updates))
+        assert asked[-1] == 0 or failed.wait(60)
+        return await generate(*args)
+
+    def fail(rows):
+        failed.set()
+        raise TrainingError("not finite")
+
+    module._engine.generate, module._train = counted, fail
     with pytest.raises(TrainingError, match="not finite"):
         fit(module, questions, tmp_path)
+    assert asked.count(0) == 16  # two turns each
+    assert 1 <= asked.count(1) <= 8  # no second turn
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("seeker-")]
 
 
@@ -499,6 +524,20 @@ def test_with_overlap_a_rollout_that_fails_ends_the_update_too(folder, server, q
     with pytest.raises(EngineError, match="the engine has died"):
         fit(module, questions, tmp_path)
     assert int(module.updates) == 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_overlap_goes_on_as_it_was(folder, server, questions, tmp_path, overlap):
+    """Else episodes that are due would be lost, or asked for where there are none."""
+    first = make(folder, url=server.url, ppo={"overlap": overlap})
+    fit(first, questions, tmp_path, 1).save_checkpoint(tmp_path / "one.ckpt")
+    again = make(folder, url=server.url, ppo={"overlap": not overlap})
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_steps=2,
+                      max_epochs=-1, enable_checkpointing=False)  # fmt: skip
+    with pytest.raises(
+        InputError, match=f"ppo.overlap={not overlap}, and the training in the checkpoint goes on with {overlap}"
+    ):
+        trainer.fit(again, QuestionDataModule(questions, batch_questions=2), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
 
 
 def test_flat_questions_are_replaced_by_others(folder, server, questions, tmp_path):
@@ -548,19 +587,21 @@ def test_an_update_without_a_difference_moves_nothing(folder, server, questions,
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
 
 
-def test_trap_02_a_reward_that_does_not_vary_stops_the_run(folder, server, questions, tmp_path):
-    module = make(folder, url=server.url, ppo={"flat_updates": 3}, reward=lambda episode: {"total": 1.0})
+@pytest.mark.parametrize("overlap", [False, True])
+def test_trap_02_a_reward_that_does_not_vary_stops_the_run(folder, server, questions, tmp_path, overlap):
+    module = make(folder, url=server.url, ppo={"flat_updates": 3, "overlap": overlap}, reward=lambda episode: {"total": 1.0})
     with pytest.raises(TrainingError, match="for 3 updates the episodes of each question have earned the same, 1 on average"):
-        fit(module, questions, tmp_path, steps=3)
+        fit(module, questions, tmp_path, steps=9)
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_run_that_has_learnt_all_there_is_ends_well(folder, server, questions, tmp_path, caplog):
-    """After its first update everything is right: three flat updates later it stops of itself and hands its model on."""
-    module = make(folder, url=server.url, ppo={"flat_updates": 3})
-    module.reward = lambda episode: {"total": float(int(module.updates) > 0 or episode.answer != "Zinc")}
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_run_that_has_learnt_all_there_is_ends_well(folder, server, questions, tmp_path, caplog, overlap):
+    """After its first training everything is right: three flat updates later it stops of itself and hands its model on."""
+    module = make(folder, url=server.url, ppo={"flat_updates": 3, "overlap": overlap})
+    module.reward = lambda episode: {"total": float(int(module.updates) > overlap or episode.answer != "Zinc")}
     trainer = fit(module, questions, tmp_path, steps=100)
-    assert (trainer.global_step, int(module.updates), len(module.gradients)) == (4, 4, 1)
+    assert (trainer.global_step, int(module.updates), len(module.gradients)) == (4 + overlap, 4 + overlap, 1)
     assert "for 3 updates the episodes of each question have earned the same, 1 on average now: the run ends" in caplog.text
     assert (tmp_path / "merged" / "config.json").is_file()
 

@@ -1,5 +1,7 @@
 """Episodes as traces, in a real store."""
 
+import random
+
 from project.dialects import get_dialect
 from project.environment.search import opening_messages
 from project.records import Episode, FinishReason, Message, Question, Turn
@@ -49,3 +51,19 @@ def test_a_folded_episode_reads_turn_by_turn() -> None:
     assert spans["reward"].outputs == {"em": 1.0, "total": 1.1}
     assert spans["episode"].outputs == {"answer": "mercury", "finish": "answer", "reward": 1.1}
     assert spans["episode"].inputs == {"question": "Which metal is liquid?", "answers": ["mercury"]}
+
+
+def test_runs_of_one_seed_have_traces_of_their_own() -> None:
+    """MLflow draws a trace's id from Python's random numbers unless it is told not to, and a run seeds those."""
+    store = client()
+    turn = Turn((1,), (2,), (-1.0,), 0, True, True, (START, START + SECOND, START + SECOND))
+    episode = Episode(QUESTION, (turn,), (Message("user", "q"), Message("assistant", "a")), FinishReason.MAX_TURNS)
+    runs = [store.create_run("0").info for _ in range(2)]
+    for run in runs:
+        random.seed(0)
+        log_episode(run.run_id, run.experiment_id, episode, {"em": 0.0, "total": 0.0}, 0)
+    flush_episodes()
+    found = [store.search_traces(locations=["0"], run_id=run.run_id) for run in runs]
+    assert [len(traces) for traces in found] == [1, 1]
+    assert random.random() == random.Random(0).random()  # and the run's own numbers are as they were
+    assert found[0][0].info.trace_id != found[1][0].info.trace_id
