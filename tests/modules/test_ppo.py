@@ -492,14 +492,17 @@ def test_with_overlap_older_weights_are_corrected_for(beside):
 def test_with_overlap_an_update_that_fails_ends_the_rollout_too(folder, server, questions, tmp_path):
     """The rollout gives up before its next turns: an engine may take minutes over them."""
     module = make(folder, url=server.url, ppo={"overlap": True})
-    generate, asked, failed = module._engine.generate, [], threading.Event()
+    generate, asked, begun, failed = module._engine.generate, [], threading.Event(), threading.Event()
 
     async def counted(*args):
         asked.append(int(module.updates))
-        assert asked[-1] == 0 or failed.wait(60)
+        if asked[-1]:
+            begun.set()
+            assert failed.wait(60)
         return await generate(*args)
 
     def fail(rows):
+        assert begun.wait(60)
         failed.set()
         raise TrainingError("not finite")
 
