@@ -8,7 +8,8 @@ Both take `--questions_an_update` prompts, `GROUP` completions each of at most `
 step under bf16 autocast, LoRA on all linear layers, and a KL to the model without it. A completion is one turn: nothing is
 searched.
 The reward is drawn from the completion, so that every group is trained. TRL's micro-batches are as large as Seeker's, and
-without gradient checkpointing, which is slower; TRL's other settings are its own. `trl-float32` trains without autocast.
+without gradient checkpointing, which is slower; TRL's other settings are its own. `trl-float32` trains without autocast,
+`seeker-transformers` has transformers as its engine too: what is between it and `seeker` is vLLM's.
 
 Ways take turns, each in a process of its own, `--rounds` times; an update's seconds are the median of a round's, the first left
 out, and figures the medians of rounds. Memory is the peak of anonymous pages; the weights on their way to vLLM lie beside it in
@@ -43,8 +44,9 @@ from project.modules.policy import AgentSettings, LoRA, load_tokenizer  # noqa: 
 from project.records import Episode, Question  # noqa: E402
 from project.rendering import Renderer  # noqa: E402
 from project.rewards.answer import AnswerReward  # noqa: E402
+from project.writing import write_rows  # noqa: E402
 
-WAYS = ("seeker", "trl", "trl-float32")
+WAYS = ("seeker", "seeker-transformers", "trl", "trl-float32")
 GROUP, MICRO, TOKENS, CONTEXT = 4, 4, 128, 1024
 LEARNING_RATE, KL = 1e-5, 0.02
 Figures = dict[str, Any]
@@ -93,15 +95,14 @@ def seeker(arguments: argparse.Namespace, folder: Path) -> Figures:
         learning_rate=LEARNING_RATE,
         limits=EpisodeLimits(max_turns=1, turn_tokens=TOKENS, context_tokens=CONTEXT),
         reward=Chance(),
+        engine="vllm" if arguments.ways == ["seeker"] else "transformers",
     )
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         accelerator="auto", devices=1, precision="bf16-mixed", default_root_dir=folder, max_steps=arguments.updates,
         max_epochs=-1, callbacks=[Watch()], **options,
     )  # fmt: skip
-    count = arguments.questions_an_update
-    data = QuestionDataModule(arguments.questions, batch_questions=count, train_limit=arguments.updates * count)
-    trainer.fit(module, data)
+    trainer.fit(module, QuestionDataModule(arguments.questions, batch_questions=arguments.questions_an_update))
     return figures(done, tokens)
 
 
@@ -116,7 +117,7 @@ def trl(arguments: argparse.Namespace, folder: Path) -> Figures:
     dialect = (AgentSettings.load(Path(arguments.model)) or AgentSettings()).make_dialect()
     tokenizer, _ = load_tokenizer(arguments.model, dialect)
     renderer, count = Renderer(tokenizer, dialect), GROUP * arguments.questions_an_update
-    questions = read_records(Path(arguments.questions), Question.from_row)[: arguments.updates * arguments.questions_an_update]
+    questions = read_records(Path(arguments.questions), Question.from_row)
     prompts = [{"prompt": renderer.prompt(dialect.opening(q.question), dialect.tools).text} for q in questions]
     done, tokens, bf16 = list[float](), list[float](), arguments.ways == ["trl"]
 
@@ -173,14 +174,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.alone:
         with tempfile.TemporaryDirectory() as folder:
-            found = (seeker if arguments.ways == ["seeker"] else trl)(arguments, Path(folder))
+            found = (trl if arguments.ways[0].startswith("trl") else seeker)(arguments, Path(folder))
         arguments.output_file.write_text(json.dumps(found))
         return
     rounds: dict[str, list[Figures]] = {way: [] for way in arguments.ways}
+    questions = read_records(Path(arguments.questions), Question.from_row)[: arguments.updates * arguments.questions_an_update]
+    drawn = arguments.output_file.with_suffix(".questions.jsonl")
+    write_rows(drawn, (question.to_row() for question in questions))
     numbers = ["--questions_an_update", str(arguments.questions_an_update), "--updates", str(arguments.updates)]
     for way in arguments.ways * arguments.rounds:
         part = arguments.output_file.with_suffix(f".{way}.json")
-        words = ["--model", arguments.model, "--questions", arguments.questions, "--ways", way, "--output_file", str(part)]
+        words = ["--model", arguments.model, "--questions", str(drawn), "--ways", way, "--output_file", str(part)]
         process = subprocess.Popen([sys.executable, __file__, *words, *numbers, "--alone"], stdout=subprocess.DEVNULL)
         peak = Peak(process.pid)
         peak.start()
@@ -188,6 +192,7 @@ def main() -> None:
             sys.exit(f"{way} failed")
         rounds[way].append(json.loads(part.read_text()) | {"peak_gb": peak.kilobytes / 1e6})
         part.unlink()
+    drawn.unlink()
     names = ("seconds", "updates_an_hour", "tokens", "peak_gb")
     medians = {way: {name: statistics.median(r[name] for r in found) for name in names} for way, found in rounds.items()}
     arguments.output_file.write_text(json.dumps({"ways": medians, "rounds": rounds}, indent=1) + "\n")
