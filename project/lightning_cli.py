@@ -21,6 +21,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -29,7 +30,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from project.checkpoint_io import furthest, is_whole
-from project.errors import InputError, SeekerError
+from project.errors import InputError, SeekerError, TrainingError
 from project.files import read_yaml
 from project.modules.save_on_stop import SaveOnStop
 from project.modules.sharding import FSDP2
@@ -162,6 +163,13 @@ class SeekerCLI(LightningCLI):
         except SIGTERMException as stop:  # a SystemExit without a code: the process would end as if it were done
             self.model.teardown(subcommand)
             raise SystemExit(143) from stop
+        except torch.OutOfMemoryError as error:
+            self.model.teardown(subcommand)
+            first, _, _ = str(error).partition("\n")
+            raise TrainingError(
+                f"the GPU's memory ran out ({first}); lower data.micro_tokens, or for PPO ppo.micro_episodes, "
+                "model.engine_memory or limits.context_tokens, and go on with --ckpt_path last"
+            ) from error
         except BaseException:
             self.model.teardown(subcommand)
             raise

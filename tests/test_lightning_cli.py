@@ -63,6 +63,18 @@ def test_last_without_a_checkpoint_starts_afresh_where_that_is_allowed(tmp_path:
     assert second.config_init["fit"]["ckpt_path"] == str(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 
+def test_memory_that_ran_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(BoringAgent, "training_step", fail)
+    assert main(["fit", *BORING]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        "seeker: the GPU's memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB.); lower data.micro"
+    )
+
+
 def test_a_last_checkpoint_that_was_cut_off_gives_way_to_the_one_before(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     words = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.max_epochs", "2"]
     every = [

@@ -117,11 +117,10 @@ class VLLMEngine:
                     if future is not None and not future.done():
                         future.set_result(output)
                 await asyncio.sleep(0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every caller that waits gets it
             for future in (future for future in self._waiting.values() if not future.done()):
                 future.set_exception(EngineError(f"vLLM failed while generating: {error}"))
             self._waiting.clear()
-            raise
 
     def score(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:
         """Return log p of each of `ids` after `prompt_ids`, from vLLM's prompt log-probabilities."""
