@@ -65,6 +65,6 @@ def test_an_engine_that_runs_out_of_memory_fails_every_request_with_one_sentence
         (EngineError, "vLLM failed while generating: CUDA out of memory.")
     ] * 3
     assert not engine._waiting
-    del engine
+    engine._pump = None
     gc.collect()
     assert not caplog.records  # asyncio tells of errors that nobody took
