@@ -36,5 +36,9 @@ class TrainingError(SeekerError):
     """Training must stop before the next optimizer step (a non-finite loss or gradient, too many failed episodes)."""
 
 
+class JudgeError(SeekerError):
+    """The judge of the answers failed."""
+
+
 class TrackingError(SeekerError):
     """A run, metric or artifact that tracking was asked for does not exist."""

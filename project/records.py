@@ -483,6 +483,8 @@ class Episode:
     """Turns from which neither a search nor an answer could be read."""
     error: str = ""
     """What the environment said where it failed."""
+    verdict: float | None = None
+    """What a judge said of the answer, from 0 wrong to 1 right; None where none was asked."""
 
     @property
     def retrieved(self) -> tuple[str, ...]:
@@ -512,6 +514,7 @@ class Episode:
             found=tuple(strings({"found": shown}, "found") for shown in _list(row, "found")),
             malformed=_require(row, "malformed", int),
             error=str(row.get("error") or ""),
+            verdict=row.get("verdict"),
         )
 
     def to_row(self) -> Row:
@@ -526,6 +529,7 @@ class Episode:
             "found": [list(shown) for shown in self.found],
             "malformed": self.malformed,
             "error": self.error,
+            "verdict": self.verdict,
         }
 
     def to_conversation(self, tools: Sequence[Row] = ()) -> Conversation:

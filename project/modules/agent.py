@@ -25,6 +25,7 @@ from project.ranks import gathered_or_raised, part_of, world
 from project.records import Episode, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
+from project.rewards.judge import Judge
 from project.rollouts.engines import Engine, EngineName, make_engine
 from project.rollouts.runner import EpisodeRunner, without_turns
 from project.writing import write_rows
@@ -48,6 +49,7 @@ class SearchAgent(LightningModule):
         weights_dir: Path | None = None,
         engine_memory: float | None = None,
         deterministic: bool = False,
+        judge: Judge | None = None,
     ) -> None:
         """Take what to run and how.
 
@@ -69,6 +71,7 @@ class SearchAgent(LightningModule):
             engine_memory: share of a GPU's memory that vLLM in process takes, beside the training; by default vLLM's own, 0.9.
             deterministic: with `engine: transformers` decode each turn by itself, so that a run that was killed ends in the
                 same bits; slower.
+            judge: a model that says which answers are right, for `reward.judge_share` and the metric `verdict`.
         """
         super().__init__()
         self.model_path = resolve_model_path(model_path)
@@ -84,7 +87,9 @@ class SearchAgent(LightningModule):
             )
         if engine_memory is not None and not 0 < engine_memory < 1:
             raise InputError(f"model.engine_memory={engine_memory} must be between 0 and 1")
-        self.engine_memory = engine_memory
+        if judge is None and (share := getattr(reward, "judge_share", 0)):
+            raise InputError(f"reward.judge_share={share} is of a judge's verdict; give model.judge")
+        self.engine_memory, self.judge = engine_memory, judge
         if deterministic and engine != "transformers":
             raise InputError(f"model.deterministic={deterministic} is for engine: transformers, not {engine}; leave it out")
         self.servers, self.weights_dir, self.deterministic = tuple(servers or ()), weights_dir, deterministic
@@ -172,7 +177,8 @@ class SearchAgent(LightningModule):
         if self.retrieval_url:
             tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk)
         runner = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature, given_up or Event())
-        return runner.run(questions[mine], seeds[mine])
+        episodes = runner.run(questions[mine], seeds[mine])
+        return self.judge.judged(episodes) if self.judge else episodes
 
     def gather_episodes(self, run: Callable[[], list[Episode]]) -> list[Episode]:
         """Return all ranks' episodes, in order, on every rank; `run` gives this rank's.

@@ -1,8 +1,8 @@
 """The reward: a correct answer, and shaping that is paid in proportion to how right it is.
 
-total = correctness x (1 + bonuses - costs). Correctness mixes exact match, F1 and a cover match that long answers dilute; the
-bonuses and costs are weights of the terms in `terms.py`. Where no word of the answer is right every term is 0, so that no
-transcript earns by its form (trap 5: shaping that paid for format alone made a predecessor's policy collapse).
+total = correctness x (1 + bonuses - costs). Correctness mixes exact match, F1, a cover match that long answers dilute, and a
+judge's verdict; the bonuses and costs are weights of the terms in `terms.py`. Where nothing of the answer is right every term
+is 0, so that no transcript earns by its form (trap 5: shaping that paid for format alone made a predecessor's policy collapse).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class AnswerReward:
     divides by the group's deviation (grpo) makes the smallest difference whole: 0 suits it better."""
     cover_share: float = 0.0
     """Share of a gold answer's length in an answer that holds it."""
+    judge_share: float = 0.0
+    """Share of `model.judge`'s verdict on the answer: right, though no exact match."""
     evidence_bonus: float = 0.1
     """Paid in proportion to the gold passages that were shown."""
     format_bonus: float = 0.0
@@ -59,7 +61,7 @@ class AnswerReward:
         values = asdict(self)
         if bad := next((name for name, value in values.items() if not 0 <= value < float("inf")), None):
             raise InputError(f"reward.{bad} is {values[bad]}; give 0 or more")
-        wrong = (self.f1_share + self.cover_share) * (1 + sum(values[f"{name}_bonus"] for name in BONUSES))
+        wrong = (self.f1_share + self.cover_share + self.judge_share) * (1 + sum(values[f"{name}_bonus"] for name in BONUSES))
         if wrong >= 1 - self.most_cost:
             raise InputError(
                 f"by reward.*_share and *_bonus a near miss may earn {wrong:g}, and a right answer after reward.most_cost "
@@ -70,8 +72,8 @@ class AnswerReward:
         """Return the breakdown: what was measured (`em`, `f1`), what each part added, and `total`, which is the reward."""
         answers = episode.question.answers
         em, f1 = exact_match(episode.answer, answers), token_f1(episode.answer, answers)
-        correctness = (1 - self.f1_share - self.cover_share) * em + self.f1_share * f1
-        correctness += self.cover_share * terms.brief_cover(episode)
+        correctness = (1 - self.f1_share - self.cover_share - self.judge_share) * em + self.f1_share * f1
+        correctness += self.cover_share * terms.brief_cover(episode) + self.judge_share * (episode.verdict or 0.0)
         shaping = {name: getattr(self, f"{name}_bonus") * term(episode) for name, term in BONUSES.items()}
         costs = {
             "search": self.search_cost * terms.extra_searches(episode),
@@ -81,4 +83,5 @@ class AnswerReward:
         scale = min(1.0, self.most_cost / (sum(costs.values()) or 1.0))
         shaping |= {name: -scale * cost for name, cost in costs.items()}
         parts = {name: correctness * value for name, value in shaping.items()}
-        return {"em": em, "f1": f1, "correctness": correctness, **parts, "total": correctness + sum(parts.values())}
+        measured = {"em": em, "f1": f1} | ({"verdict": episode.verdict or 0.0} if self.judge_share else {})
+        return {**measured, "correctness": correctness, **parts, "total": correctness + sum(parts.values())}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from metals import METALS, QUESTIONS
+from openai_endpoint import Endpoint
 from transformers import AutoModelForCausalLM
 
 from project.advantages import ESTIMATORS
@@ -23,6 +24,8 @@ from project.modules.ppo import PPO
 from project.modules.ppo_batches import Update, deal, pay, plan, together
 from project.modules.ppo_settings import PPOSettings
 from project.records import Episode, FinishReason, Turn
+from project.rewards.answer import AnswerReward
+from project.rewards.judge import Judge
 from project.rollouts.engines.protocol import Generation
 from project.rollouts.engines.transformers import TransformersEngine
 from project.rollouts.rows import TrainingRow
@@ -764,6 +767,21 @@ def test_trap_14_a_crashed_retriever_stops_the_run(folder, index, questions, tmp
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
     assert not module.of("train/reward")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_judge_is_asked_of_what_is_rolled_out_and_pays(folder, server, questions, tmp_path):
+    """It takes zinc for right, which no exact match does: both answers are paid, zinc by the judge's share."""
+    with Endpoint() as endpoint:
+        judge = Judge("m", endpoint.url, cache_file=tmp_path / "judge.db")
+        reward = AnswerReward(f1_share=0.0, judge_share=0.5, evidence_bonus=0.0)
+        module = make(folder, url=server.url, judge=judge, reward=reward)
+        fit(module, questions, tmp_path, 1)
+        (episodes,) = module.all_episodes
+        assert {(e.answer == "Zinc", e.verdict, reward(e)["total"]) for e in episodes} == {(True, 1.0, 0.5), (False, 1.0, 1.0)}
+        assert len(endpoint.asked) == 2  # zinc for each of two questions
+        assert module.of("reward/verdict") == [1.0]
+    with pytest.raises(InputError, match=r"reward.judge_share=0.5 is of a judge's verdict; give model.judge"):
+        make(folder, url=server.url, reward=reward)
 
 
 def test_trap_14_few_failed_episodes_are_left_out(folder):
