@@ -30,6 +30,9 @@ class Endpoint:
                     reply = endpoint.reply(json.loads(body["messages"][1]["content"]), len(endpoint.asked))
                 threading.Event().wait(0.02)
                 said = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}]}
+                said |= (
+                    {"error": {"message": f"refused\nfor {self.headers['authorization']}"}} if isinstance(reply, int) else {}
+                )
                 data = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m"} | said).encode()
                 data = endpoint.page.encode() or data
                 with lock:

@@ -90,6 +90,8 @@ class SearchAgent(LightningModule):
         if judge is None and (share := getattr(reward, "judge_share", 0)):
             raise InputError(f"reward.judge_share={share} is of a judge's verdict; give model.judge")
         self.engine_memory, self.judge = engine_memory, judge
+        if judge is not None:
+            self.data_files["judge_prompt"] = Path(judge.prompt_file)
         if deterministic and engine != "transformers":
             raise InputError(f"model.deterministic={deterministic} is for engine: transformers, not {engine}; leave it out")
         self.servers, self.weights_dir, self.deterministic = tuple(servers or ()), weights_dir, deterministic

@@ -2,7 +2,8 @@
 
 Verdicts are part of an episode, so that a reward stays a function of it. They are kept in a SQLite file, by all that decides
 them: a run that goes on, another seed or a test asks nothing twice. What needs no judge is not sent: an exact match is right;
-no answer, or one of more than `max_words` words, which a list of guesses is, is wrong.
+no answer, or one of more than `max_words` words, which a list of guesses is, is wrong. A reply that is no verdict counts as no
+and is not kept.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -26,8 +28,12 @@ from project.errors import InputError, JudgeError
 from project.records import Episode
 
 PROMPT = Path(__file__).with_name("judge.txt")
-ATTEMPTS = 5
-"""Of a request that the endpoint refuses for now, with growing pauses."""
+ATTEMPTS = 8
+"""Of a request that the endpoint refuses for now, with growing pauses: over half a minute."""
+LETTERS_A_WORD = 20
+"""Characters that an answer may have for each of its `max_words`."""
+_ESCAPED = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>[]\uff5c"})
+"""What control tokens of any model are written with, as JSON may write it too: none can stand in what the judge reads."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +54,8 @@ class Judge:
     """SQLite file of the verdicts; `judge.db` beside the runs by default."""
     max_words: int = 30
     """Longer answers are wrong."""
+    max_tokens: int = 8
+    """Tokens of a reply: a model that thinks aloud wants more, and must end with yes or no."""
     concurrency: int = 16
     """Requests in flight at once."""
     timeout_s: float = 60.0
@@ -55,7 +63,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         """Refuse what could never be asked."""
-        for name in ("max_words", "concurrency", "timeout_s"):
+        for name in ("max_words", "max_tokens", "concurrency", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise InputError(f"judge.{name}={getattr(self, name)} must be above 0")
         if not Path(self.prompt_file).is_file():
@@ -65,7 +73,7 @@ class Judge:
         """Return the episodes with their verdicts: 1 right, 0 wrong.
 
         Raises:
-            JudgeError: the endpoint failed, and went on failing.
+            JudgeError: the endpoint went on failing, mostly said neither yes nor no, or the verdicts' file cannot be used.
         """
         known = [self._known(episode) for episode in episodes]
         asked = {self._key(e): e for e, verdict in zip(episodes, known, strict=True) if verdict is None}
@@ -77,56 +85,65 @@ class Judge:
 
     def _known(self, episode: Episode) -> float | None:
         """Return the verdict on an answer that needs no judge; None for any other."""
-        answers = episode.question.answers
+        answers, answer = episode.question.answers, clean(episode.answer or "")
         if exact_match(episode.answer, answers):
             return 1.0
-        if not answers or episode.answer is None or not 0 < len(episode.answer.split()) <= self.max_words:
-            return 0.0
-        return None
+        words = len(re.findall(r"\w+", answer))
+        short = 0 < words <= self.max_words and len(answer) <= LETTERS_A_WORD * self.max_words
+        return None if answers and short else 0.0
 
     def _messages(self, episode: Episode) -> list[Any]:
-        question = episode.question
-        told = {"question": question.question, "known answers": question.answers, "answer": clean(episode.answer or "")}
-        instructions = _read(Path(self.prompt_file))
-        return [
-            {"role": "system", "content": instructions},
-            {"role": "user", "content": json.dumps(told, ensure_ascii=False)},
-        ]
+        question, golds = _quoted(episode.question.question), ", ".join(map(_quoted, episode.question.answers))
+        answer = _quoted(clean(episode.answer or ""))
+        told = f'{{"question": {question}, "known answers": [{golds}], "answer": {answer}}}'
+        return [{"role": "system", "content": _read(Path(self.prompt_file))}, {"role": "user", "content": told}]
 
     def _key(self, episode: Episode) -> str:
-        return hashlib.sha256(json.dumps([self.model, self._messages(episode)]).encode()).hexdigest()
+        decided_by = [self.base_url, self.model, self.max_tokens, self._messages(episode)]
+        return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()
 
     async def _ask(self, episodes: dict[str, Episode]) -> dict[str, float]:
+        """Return a verdict by each key; what was answered is kept, though another request may fail."""
         import openai
 
-        slots, found = asyncio.Semaphore(self.concurrency), dict[str, float]()
-        key = os.environ.get(self.key_variable) or "none"
-        async with openai.AsyncOpenAI(
-            base_url=self.base_url, api_key=key, max_retries=ATTEMPTS - 1, timeout=self.timeout_s
-        ) as client:
+        slots, said, secret = asyncio.Semaphore(self.concurrency), dict[str, str](), os.environ.get(self.key_variable)
 
-            async def ask(name: str, episode: Episode) -> None:
-                async with slots:
+        def shown(error: Exception) -> str:
+            return " ".join(f"{type(error).__name__}: {error}".split()).replace(secret or "\0", "…")
+
+        async def ask(key: str, episode: Episode) -> None:
+            async with slots:
+                try:
                     answer = await client.chat.completions.create(
-                        model=self.model, messages=self._messages(episode), temperature=0.0, seed=0, max_tokens=8
+                        model=self.model, messages=self._messages(episode), temperature=0.0, seed=0, max_tokens=self.max_tokens
                     )
-                if not getattr(answer, "choices", None):  # some page, which the client hands on as text
-                    raise openai.OpenAIError("it did not answer with a chat completion")
-                found[name] = _read_verdict(answer.choices[0].message.content or "")
+                    said[key] = answer.choices[0].message.content or ""
+                except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                    said[key] = shown(error)  # this answer alone: too long for it, or against its rules
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for name, episode in episodes.items():
-                        group.create_task(ask(name, episode))
-            except* openai.OpenAIError as errors:
-                said = f"{type(errors.exceptions[0]).__name__}: {errors.exceptions[0]}"
+        try:
+            async with openai.AsyncOpenAI(
+                base_url=self.base_url, api_key=secret or "none", max_retries=ATTEMPTS - 1, timeout=self.timeout_s
+            ) as client:
+                await asyncio.gather(*(ask(key, episode) for key, episode in episodes.items()))
+        except Exception as error:
+            raise JudgeError(
+                f"the judge {self.model} at {self.base_url} failed ({shown(error)}); see that it is up and answers chat completions, "
+                f"and that {self.key_variable} holds its key"
+            ) from error
+        finally:
+            read = {key: verdict for key, words in said.items() if (verdict := read_verdict(words)) is not None}
+            self._keep(read)
+        if unread := [words for key, words in said.items() if key not in read]:
+            told = (
+                f"the judge {self.model} said neither yes nor no of {len(unread)} of {len(said)} answers, but {unread[0]!r:.90}"
+            )
+            if len(unread) > max(1, len(said) / 2):
                 raise JudgeError(
-                    f"the judge {self.model} at {self.base_url} failed ({said}); see that it is up, and that "
-                    f"{self.key_variable} holds its key"
-                ) from None
-            finally:
-                self._keep(found)  # what was answered is not asked again
-        return found
+                    f"{told}; give a judge.prompt_file that it follows, or more judge.max_tokens to one that thinks"
+                )
+            logger.warning("%s: that counts as no", told)
+        return dict.fromkeys(episodes, 0.0) | self._held(episodes)  # as kept: another process may have been first
 
     # --- cache -------------------------------------------------------------------------------------------------------
 
@@ -144,10 +161,13 @@ class Judge:
         from project.tracking.store import runs_folder
 
         path = Path(self.cache_file) if self.cache_file else runs_folder().parent / "judge.db"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60)) as cache:
-            cache.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict REAL NOT NULL)")
-            yield cache
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(path, timeout=60)) as cache:
+                cache.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict REAL NOT NULL)")
+                yield cache
+        except (sqlite3.Error, OSError) as error:
+            raise JudgeError(f"the verdicts' file {path} cannot be used ({error}); give another judge.cache_file") from error
 
 
 @lru_cache(maxsize=8)
@@ -155,15 +175,15 @@ def _read(path: Path) -> str:
     return path.read_text()
 
 
-def _read_verdict(said: str) -> float:
-    """Return 1 for yes and 0 for no; what is neither is no verdict for the answer, and is told of.
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).translate(_ESCAPED)
 
-    >>> _read_verdict("Yes.")
-    1.0
+
+def read_verdict(said: str) -> float | None:
+    r"""Return 1 for yes and 0 for no, said alone or at the end of thoughts; None for anything else.
+
+    >>> read_verdict("Yes."), read_verdict("<think>\nNo, wait.\n</think>\nno"), read_verdict("Yes and no")
+    (1.0, 0.0, None)
     """
-    words = said.strip().strip("\"'*`").lower()
-    if words.startswith("yes"):
-        return 1.0
-    if not words.startswith("no"):
-        logger.warning("the judge said neither yes nor no but %r, which counts as no", said[:80])
-    return 0.0
+    _, _, last = said.rpartition("</think>")
+    return {"yes": 1.0, "no": 0.0}.get(last.strip().strip("\"'*`.").lower())

@@ -1,6 +1,7 @@
 """Episodes as traces, in a real store."""
 
 import random
+from pathlib import Path
 
 from project.dialects import get_dialect
 from project.environment.search import opening_messages
@@ -13,7 +14,7 @@ SECOND = 1_000_000_000
 START = 1_790_000_000 * SECOND
 
 
-def test_a_folded_episode_reads_turn_by_turn() -> None:
+def test_a_folded_episode_reads_turn_by_turn(tmp_path: Path) -> None:
     dialect = get_dialect("tags")
     said = [
         *opening_messages(QUESTION, dialect),
@@ -29,10 +30,11 @@ def test_a_folded_episode_reads_turn_by_turn() -> None:
     turns = tuple(Turn((1,), (2, 3), (-1.0, -2.0), 5, True, i != 1, clock) for i, clock in enumerate(clocks))
     episode = Episode(QUESTION, turns, tuple(said), FinishReason.ANSWER, "mercury", ("liquid",), (("hg",),))
     store = client()
-    run = store.create_run("0").info
+    experiment = store.create_experiment(tmp_path.name, artifact_location=str(tmp_path))
+    run = store.create_run(experiment).info
     log_episode(run.run_id, run.experiment_id, episode, {"em": 1.0, "total": 1.1}, 7)
     flush_episodes()
-    other = store.create_run("0").info
+    other = store.create_run(experiment).info
     assert list(store.search_traces(locations=[run.experiment_id], run_id=other.run_id)) == []
     (trace,) = store.search_traces(locations=[run.experiment_id], run_id=run.run_id)
     assert trace.info.tags["update"] == "7"
@@ -53,17 +55,18 @@ def test_a_folded_episode_reads_turn_by_turn() -> None:
     assert spans["episode"].inputs == {"question": "Which metal is liquid?", "answers": ["mercury"]}
 
 
-def test_runs_of_one_seed_have_traces_of_their_own() -> None:
+def test_runs_of_one_seed_have_traces_of_their_own(tmp_path: Path) -> None:
     """MLflow draws a trace's id from Python's random numbers unless it is told not to, and a run seeds those."""
     store = client()
+    experiment = store.create_experiment(tmp_path.name, artifact_location=str(tmp_path))
     turn = Turn((1,), (2,), (-1.0,), 0, True, True, (START, START + SECOND, START + SECOND))
     episode = Episode(QUESTION, (turn,), (Message("user", "q"), Message("assistant", "a")), FinishReason.MAX_TURNS)
-    runs = [store.create_run("0").info for _ in range(2)]
+    runs = [store.create_run(experiment).info for _ in range(2)]
     for run in runs:
         random.seed(0)
         log_episode(run.run_id, run.experiment_id, episode, {"em": 0.0, "total": 0.0}, 0)
     flush_episodes()
-    found = [store.search_traces(locations=["0"], run_id=run.run_id) for run in runs]
+    found = [store.search_traces(locations=[experiment], run_id=run.run_id) for run in runs]
     assert [len(traces) for traces in found] == [1, 1]
     assert random.random() == random.Random(0).random()  # and the run's own numbers are as they were
     assert found[0][0].info.trace_id != found[1][0].info.trace_id

@@ -118,8 +118,11 @@ class VLLMEngine:
                         future.set_result(output)
                 await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001 - every caller that waits gets it
+            first, _, _ = str(error).partition("\n")
             for future in (future for future in self._waiting.values() if not future.done()):
-                future.set_exception(EngineError(f"vLLM failed while generating: {error}"))
+                failed = EngineError(f"vLLM failed while generating: {first}")
+                failed.__cause__ = error
+                future.set_exception(failed)
             self._waiting.clear()
 
     def score(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:
