@@ -128,8 +128,8 @@ class Judge:
                 await asyncio.gather(*(ask(key, episode) for key, episode in episodes.items()))
         except Exception as error:
             raise JudgeError(
-                f"the judge {self.model} at {self.base_url} failed ({shown(error)}); see that it is up and answers chat completions, "
-                f"and that {self.key_variable} holds its key"
+                f"the judge {self.model} at {self.base_url} failed ({shown(error)}); see that it is up and answers chat "
+                f"completions, and that {self.key_variable} holds its key"
             ) from error
         finally:
             read = {key: verdict for key, words in said.items() if (verdict := read_verdict(words)) is not None}
