@@ -20,7 +20,7 @@ from project.environment.search import EpisodeLimits
 from project.errors import EngineError, InputError, RetrievalError, TrainingError
 from project.modules.critic import Critic
 from project.modules.policy import AgentSettings, LoRA
-from project.modules.ppo import PPO
+from project.modules.ppo import PPO, mean_kl
 from project.modules.ppo_batches import Update, deal, pay, plan, together
 from project.modules.ppo_settings import PPOSettings
 from project.records import Episode, FinishReason, Turn
@@ -490,6 +490,14 @@ def test_with_overlap_older_weights_are_corrected_for(beside):
         behaviour = batch["logprobs"][batch["trained"]]
         torch.testing.assert_close(batch["importance"], (batch["old_logprobs"] - behaviour).exp().clamp(max=2.0))
     assert max(float((b["importance"] - 1).abs().max()) for b in second) > 1e-3
+
+
+def test_the_kl_counts_tokens_as_the_policy_would_sample_them_now():
+    notes = [
+        {"importance": torch.tensor([1.0]), "kl": torch.tensor([0.1])},
+        {"importance": torch.tensor([2.0]), "kl": torch.tensor([0.4])},
+    ]
+    assert mean_kl(notes) == pytest.approx((1 * 0.1 + 2 * 0.4) / 3)
 
 
 def test_with_overlap_an_update_that_fails_ends_the_rollout_too(folder, server, questions, tmp_path):
