@@ -485,6 +485,8 @@ class Episode:
     """What the environment said where it failed."""
     verdict: float | None = None
     """What a judge said of the answer, from 0 wrong to 1 right; None where none was asked."""
+    supported: float | None = None
+    """Whether, as a judge said, what the agent was shown states its answer; None where none was asked."""
 
     @property
     def retrieved(self) -> tuple[str, ...]:
@@ -515,6 +517,7 @@ class Episode:
             malformed=_require(row, "malformed", int),
             error=str(row.get("error") or ""),
             verdict=row.get("verdict"),
+            supported=row.get("supported"),
         )
 
     def to_row(self) -> Row:
@@ -530,6 +533,7 @@ class Episode:
             "malformed": self.malformed,
             "error": self.error,
             "verdict": self.verdict,
+            "supported": self.supported,
         }
 
     def to_conversation(self, tools: Sequence[Row] = ()) -> Conversation:

@@ -16,7 +16,8 @@ from project.datamodules.plan import draw
 from project.errors import InputError
 from project.files import read_records
 from project.overlap import marks, refuse_overlap
-from project.records import Question
+from project.records import Question, Row
+from project.rewards.constraints import Constraints
 
 
 @dataclass
@@ -156,7 +157,7 @@ class QuestionDataModule(LightningDataModule):
         needed = {"fit": "train", "validate": "validation"}.get(stage, stage)
         if needed not in self.data_files:
             raise InputError(f"seeker {stage} needs data.{needed}_file; give a file of questions")
-        self._questions = {name: read_records(path, Question.from_row) for name, path in self.data_files.items()}
+        self._questions = {name: read_records(path, _read) for name, path in self.data_files.items()}
         if self.check_split:
             sides = {name: found for name, found in self._questions.items() if name != "predict"}
             refuse_overlap({f"the {name} questions": set().union(*map(marks, found)) for name, found in sides.items()})
@@ -199,3 +200,10 @@ class QuestionDataModule(LightningDataModule):
         questions = self._questions[name]
         drawn = sorted(draw(range(len(questions)), self.limit, f"{self.seed}/{name}"))
         return QuestionLoader([questions[i] for i in drawn], self.eval_batch_questions)
+
+
+def _read(row: Row) -> Question:
+    """Read a question, and refuse constraints that no answer could be checked by."""
+    question = Question.from_row(row)
+    Constraints.of(question)
+    return question

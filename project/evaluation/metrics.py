@@ -42,13 +42,14 @@ def score_episode(episode: Episode, reward: Callable[[Episode], dict[str, float]
         "contexts": float(episode.contexts),
         "generated_tokens": float(episode.generated_tokens),
     }
-    scores |= {} if episode.verdict is None else {"verdict": episode.verdict}
+    judged = {"verdict": episode.verdict, "supported": episode.supported}
+    scores |= {name: said for name, said in judged.items() if said is not None}
     return scores | {f"finish_{reason}": float(episode.finish is reason) for reason in FinishReason}
 
 
 def is_share(metric: str) -> bool:
     """Return whether a metric of `score_episode` is yes or no for each episode, so that its mean is a share."""
-    return metric in ("em", "cover_em", "decision_accuracy", "verdict") or metric.startswith("finish_")
+    return metric in ("em", "cover_em", "decision_accuracy", "verdict", "supported") or metric.startswith("finish_")
 
 
 def estimate(values: Sequence[float], *, share: bool = False, seed: int = 0) -> Estimate:

@@ -3,6 +3,10 @@
 total = correctness x (1 + bonuses - costs). Correctness mixes exact match, F1, a cover match that long answers dilute, and a
 judge's verdict; the bonuses and costs are weights of the terms in `terms.py`. Where nothing of the answer is right every term
 is 0, so that no transcript earns by its form (trap 5: shaping that paid for format alone made a predecessor's policy collapse).
+
+With a judge's share, facts and instructions it is the agentic reward of Peng et al. (2025, arXiv 2502.19328), a preference with
+checks of factuality and of what was asked, but that they weigh the checks beside the preference and here they are paid in its
+proportion: what is well backed and in form, and wrong, earns nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ BONUSES = {
     "decision": terms.right_decision,
     "retry": terms.retried,
     "diversity": terms.diversity,
+    "facts": terms.supported,
+    "instructions": terms.instructions_kept,
 }
 """By the names of their weights."""
 
@@ -45,6 +51,10 @@ class AnswerReward:
     """Paid unless the agent stopped searching at a result that showed nothing new of the evidence."""
     diversity_bonus: float = 0.0
     """Paid in proportion to how the two likest queries differ; whole for one query or none."""
+    facts_bonus: float = 0.0
+    """Paid if what the agent was shown states its answer, as `model.judge` says with `judge.facts`."""
+    instructions_bonus: float = 0.0
+    """Paid in proportion to the question's `extra_info.constraints` that the answer keeps."""
     search_cost: float = 0.05
     """Taken for each search beyond the number of evidence passages."""
     repeat_cost: float = 0.0
@@ -84,4 +94,5 @@ class AnswerReward:
         shaping |= {name: -scale * cost for name, cost in costs.items()}
         parts = {name: correctness * value for name, value in shaping.items()}
         measured = {"em": em, "f1": f1} | ({"verdict": episode.verdict or 0.0} if self.judge_share else {})
+        measured |= {"supported": terms.supported(episode)} if self.facts_bonus else {}
         return {**measured, "correctness": correctness, **parts, "total": correctness + sum(parts.values())}

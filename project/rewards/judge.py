@@ -1,9 +1,9 @@
 """A judge: a fixed model behind an OpenAI-compatible endpoint, asked whether an answer means what a gold answer means.
 
-Verdicts are part of an episode, so that a reward stays a function of it. They are kept in a SQLite file, by all that decides
-them: a run that goes on, another seed or a test asks nothing twice. What needs no judge is not sent: an exact match is right;
-no answer, or one of more than `max_words` words, which a list of guesses is, is wrong. A reply that is no verdict counts as no
-and is not kept.
+It may also be asked whether what the agent was shown states the answer. Verdicts are part of an episode, so that a reward stays
+a function of it. They are kept in a SQLite file, by all that decides them: a run that goes on, another seed or a test asks
+nothing twice. What needs no judge is not sent: an exact match is right; no answer, or one of more than `max_words` words, which
+a list of guesses is, is wrong. A reply that is no verdict counts as no and is not kept.
 """
 
 from __future__ import annotations
@@ -13,27 +13,25 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from project.answers import exact_match
-from project.dialects import clean
 from project.errors import InputError, JudgeError
 from project.records import Episode
+from project.rewards.inquiries import about_answer, about_facts
 
-PROMPT = Path(__file__).with_name("judge.txt")
+PROMPT, FACTS_PROMPT = (Path(__file__).with_name(name) for name in ("judge.txt", "facts.txt"))
 ATTEMPTS = 8
 """Of a request that the endpoint refuses for now, with growing pauses: over half a minute."""
-LETTERS_A_WORD = 20
-"""Characters that an answer may have for each of its `max_words`."""
-_ESCAPED = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>[]\uff5c"})
-"""What control tokens of any model are written with, as JSON may write it too: none can stand in what the judge reads."""
+
+Messages = list[Any]
+"""Of one request, as OpenAI writes them."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +48,10 @@ class Judge:
     """The environment variable that holds the key, where the endpoint wants one."""
     prompt_file: Path = PROMPT
     """The instructions; the judge must answer yes or no."""
+    facts: bool = False
+    """Ask also whether what the agent was shown states its answer, for `reward.facts_bonus` and the metric `supported`."""
+    facts_prompt_file: Path = FACTS_PROMPT
+    """The instructions for that."""
     cache_file: Path | None = None
     """SQLite file of the verdicts; `judge.db` beside the runs by default."""
     max_words: int = 30
@@ -66,43 +68,47 @@ class Judge:
         for name in ("max_words", "max_tokens", "concurrency", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise InputError(f"judge.{name}={getattr(self, name)} must be above 0")
-        if not Path(self.prompt_file).is_file():
-            raise InputError(f"judge.prompt_file={self.prompt_file} does not exist")
+        for name in ("prompt_file", "facts_prompt_file"):
+            if not Path(path := getattr(self, name)).is_file():
+                raise InputError(f"judge.{name}={path} does not exist")
+        if urlsplit(self.base_url).password:
+            raise InputError(
+                "judge.base_url holds a password, which the run's record would show; give it by judge.key_variable"
+            )
 
     def judged(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Return the episodes with their verdicts: 1 right, 0 wrong.
+        """Return the episodes with their verdicts, 1 yes and 0 no; `supported` where `facts` is on.
 
         Raises:
             JudgeError: the endpoint went on failing, mostly said neither yes nor no, or the verdicts' file cannot be used.
         """
-        known = [self._known(episode) for episode in episodes]
-        asked = {self._key(e): e for e, verdict in zip(episodes, known, strict=True) if verdict is None}
+        inquiries = [self._messages(self.prompt_file, about_answer(episode, self.max_words)) for episode in episodes]
+        if self.facts:
+            inquiries += [self._messages(self.facts_prompt_file, about_facts(episode, self.max_words)) for episode in episodes]
+        verdicts = self._verdicts(inquiries)
+        supported: list[Any] = verdicts[len(episodes) :] or [None] * len(episodes)
+        judged = zip(episodes, verdicts[: len(episodes)], supported, strict=True)
+        return [replace(episode, verdict=verdict, supported=support) for episode, verdict, support in judged]
+
+    def _verdicts(self, inquiries: Sequence[Messages | float]) -> list[float]:
+        """Return a verdict for each, those of them that are one as they are."""
+        asked = {self._key(inquiry): inquiry for inquiry in inquiries if not isinstance(inquiry, float)}
         found = self._held(asked)
-        if missing := {key: episode for key, episode in asked.items() if key not in found}:
+        if missing := {key: inquiry for key, inquiry in asked.items() if key not in found}:
             found |= asyncio.run(self._ask(missing))
-        verdicts = (found[self._key(e)] if verdict is None else verdict for e, verdict in zip(episodes, known, strict=True))
-        return [replace(episode, verdict=verdict) for episode, verdict in zip(episodes, verdicts, strict=True)]
+        return [inquiry if isinstance(inquiry, float) else found[self._key(inquiry)] for inquiry in inquiries]
 
-    def _known(self, episode: Episode) -> float | None:
-        """Return the verdict on an answer that needs no judge; None for any other."""
-        answers, answer = episode.question.answers, clean(episode.answer or "")
-        if exact_match(episode.answer, answers):
-            return 1.0
-        words = len(re.findall(r"\w+", answer))
-        short = 0 < words <= self.max_words and len(answer) <= LETTERS_A_WORD * self.max_words
-        return None if answers and short else 0.0
+    @staticmethod
+    def _messages(prompt: Path, told: str | float) -> Messages | float:
+        """Return the messages of an inquiry; a verdict that needs none as it is."""
+        if isinstance(told, float):
+            return told
+        return [{"role": "system", "content": _read(Path(prompt))}, {"role": "user", "content": told}]
 
-    def _messages(self, episode: Episode) -> list[Any]:
-        question, golds = _quoted(episode.question.question), ", ".join(map(_quoted, episode.question.answers))
-        answer = _quoted(clean(episode.answer or ""))
-        told = f'{{"question": {question}, "known answers": [{golds}], "answer": {answer}}}'
-        return [{"role": "system", "content": _read(Path(self.prompt_file))}, {"role": "user", "content": told}]
+    def _key(self, messages: Messages) -> str:
+        return hashlib.sha256(json.dumps([self.base_url, self.model, self.max_tokens, messages]).encode()).hexdigest()
 
-    def _key(self, episode: Episode) -> str:
-        decided_by = [self.base_url, self.model, self.max_tokens, self._messages(episode)]
-        return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()
-
-    async def _ask(self, episodes: dict[str, Episode]) -> dict[str, float]:
+    async def _ask(self, inquiries: Mapping[str, Messages]) -> dict[str, float]:
         """Return a verdict by each key; what was answered is kept, though another request may fail."""
         import openai
 
@@ -111,11 +117,11 @@ class Judge:
         def shown(error: Exception) -> str:
             return " ".join(f"{type(error).__name__}: {error}".split()).replace(secret or "\0", "…")
 
-        async def ask(key: str, episode: Episode) -> None:
+        async def ask(key: str, messages: Messages) -> None:
             async with slots:
                 try:
                     answer = await client.chat.completions.create(
-                        model=self.model, messages=self._messages(episode), temperature=0.0, seed=0, max_tokens=self.max_tokens
+                        model=self.model, messages=messages, temperature=0.0, seed=0, max_tokens=self.max_tokens
                     )
                     said[key] = answer.choices[0].message.content or ""
                 except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -125,7 +131,7 @@ class Judge:
             async with openai.AsyncOpenAI(
                 base_url=self.base_url, api_key=secret or "none", max_retries=ATTEMPTS - 1, timeout=self.timeout_s
             ) as client:
-                await asyncio.gather(*(ask(key, episode) for key, episode in episodes.items()))
+                await asyncio.gather(*(ask(key, messages) for key, messages in inquiries.items()))
         except Exception as error:
             raise JudgeError(
                 f"the judge {self.model} at {self.base_url} failed ({shown(error)}); see that it is up and answers chat "
@@ -143,7 +149,7 @@ class Judge:
                     f"{told}; give a judge.prompt_file that it follows, or more judge.max_tokens to one that thinks"
                 )
             logger.warning("%s: that counts as no", told)
-        return dict.fromkeys(episodes, 0.0) | self._held(episodes)  # as kept: another process may have been first
+        return dict.fromkeys(inquiries, 0.0) | self._held(inquiries)  # as kept: another process may have been first
 
     # --- cache -------------------------------------------------------------------------------------------------------
 
@@ -173,10 +179,6 @@ class Judge:
 @lru_cache(maxsize=8)
 def _read(path: Path) -> str:
     return path.read_text()
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).translate(_ESCAPED)
 
 
 def read_verdict(said: str) -> float | None:

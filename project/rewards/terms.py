@@ -12,6 +12,7 @@ from itertools import combinations
 from project.answers import cover_exact_match, normalise_answer
 from project.dialects import SEARCH_TOKEN, assistant_spans
 from project.records import Episode, FinishReason, SpanKind
+from project.rewards.constraints import Constraints
 
 RESULT_TAGS = ("<information>", "<tool_response>")
 SAME_QUERY = 0.8
@@ -83,6 +84,16 @@ def retried(episode: Episode) -> float:
 def diversity(episode: Episode) -> float:
     """Return 1 less the largest likeness of a query to one before it; 1 for one query or none."""
     return 1 - max((likeness(one, other) for one, other in combinations(episode.queries, 2)), default=0.0)
+
+
+def supported(episode: Episode) -> float:
+    """Return what a judge said of the answer's facts: 1 if what the agent was shown states it; 0 where none was asked."""
+    return episode.supported or 0.0
+
+
+def instructions_kept(episode: Episode) -> float:
+    """Return the share of the question's constraints that the answer keeps; 1 where it has none."""
+    return Constraints.of(episode.question).kept(episode.answer)
 
 
 def extra_searches(episode: Episode) -> int:

@@ -19,7 +19,8 @@ from project.files import read_rows
 FILES = ("episodes.parquet", "scores.jsonl")
 """Artifacts of a test run that hold one row an episode: `question_id` and the metrics."""
 PAIRED_METRICS = (
-    "reward", "em", "f1", "cover_em", "verdict", "decision_accuracy", "evidence_recall", "searches", "generated_tokens",
+    "reward", "em", "f1", "cover_em", "verdict", "supported", "decision_accuracy", "evidence_recall", "searches",
+    "generated_tokens",
 )  # fmt: skip
 RESAMPLES = 10_000
 BLOCK = 500

@@ -240,3 +240,11 @@ def test_kinds_choose_from_each_file(tmp_path):
     module = QuestionDataModule(path, other, kinds=["two_hop", "three_hop"])
     with pytest.raises(InputError, match=r"validation.jsonl holds no question of data.kinds=.*; its kinds are one_hop"):
         module.setup("fit")
+
+
+def test_constraints_that_cannot_be_checked_are_refused_with_their_line(tmp_path):
+    rows = [question(0).to_row(), question(1).to_row() | {"extra_info": {"constraints": {"max_words": 0}}}]
+    write_rows(tmp_path / "q.jsonl", rows)
+    module = QuestionDataModule(test_file=tmp_path / "q.jsonl")
+    with pytest.raises(InputError, match=r"q\.jsonl, line 2: extra_info\.constraints\.max_words is 0"):
+        module.setup("test")

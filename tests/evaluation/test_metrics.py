@@ -41,9 +41,9 @@ def test_what_does_not_apply_is_nan():
     assert math.isnan(scores["decision_accuracy"])
     assert math.isnan(scores["evidence_recall"])
     assert not any(math.isnan(v) for k, v in scores.items() if k not in ("decision_accuracy", "evidence_recall"))
-    assert "verdict" not in scores
-    judged = score_episode(replace(episode(Question("q", "?", ("x",)), "x"), verdict=0.0), REWARD)
-    assert judged == pytest.approx(scores | {"verdict": 0.0}, nan_ok=True)
+    assert not {"verdict", "supported"} & set(scores)
+    judged = score_episode(replace(episode(Question("q", "?", ("x",)), "x"), verdict=0.0, supported=1.0), REWARD)
+    assert judged == pytest.approx(scores | {"verdict": 0.0, "supported": 1.0}, nan_ok=True)
 
 
 @pytest.mark.parametrize(("needs", "queries", "right"), [(True, 1, 1), (True, 0, 0), (False, 1, 0), (False, 0, 1)])

@@ -790,6 +790,10 @@ def test_a_judge_is_asked_of_what_is_rolled_out_and_pays(folder, server, questio
         assert module.of("reward/verdict") == [1.0]
     with pytest.raises(InputError, match=r"reward.judge_share=0.5 is of a judge's verdict; give model.judge"):
         make(folder, url=server.url, reward=reward)
+    with pytest.raises(
+        InputError, match=r"reward.facts_bonus=0.1 is of a judge's word; give model.judge and judge.facts: true"
+    ):
+        make(folder, url=server.url, reward=AnswerReward(facts_bonus=0.1), judge=judge)
 
 
 def test_trap_14_few_failed_episodes_are_left_out(folder):

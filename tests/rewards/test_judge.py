@@ -12,6 +12,7 @@ from openai_endpoint import Endpoint
 from project.errors import InputError, JudgeError
 from project.records import Episode, FinishReason, Question
 from project.rewards.answer import AnswerReward
+from project.rewards.inquiries import about_answer
 from project.rewards.judge import Judge
 
 QUESTION = Question("q", "Who wrote Hamlet?", ("William Shakespeare",))
@@ -164,10 +165,11 @@ def test_a_judge_that_thinks_until_its_tokens_end_is_one_sentence(endpoint: Endp
 def test_a_verdict_that_another_process_kept_first_counts(endpoint: Endpoint, tmp_path: Path) -> None:
     """Else two ranks that ask the same would pay one answer differently."""
     late = judge(endpoint, tmp_path)
+    key = late._key(late._messages(late.prompt_file, about_answer(answered("one")[0], late.max_words)))
 
     def reply(*_: object) -> str:
         with sqlite3.connect(tmp_path / "judge.db") as cache:
-            cache.execute("INSERT INTO verdicts VALUES (?, 0)", (late._key(answered("one")[0]),))
+            cache.execute("INSERT INTO verdicts VALUES (?, 0)", (key,))
         return "yes"
 
     endpoint.reply = reply
@@ -205,6 +207,13 @@ def test_settings_of_nothing_are_refused(name: str) -> None:
         Judge("m", "http://127.0.0.1:1", **{name: 0})
 
 
-def test_a_prompt_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no\.txt does not exist"):
-        Judge("m", "http://127.0.0.1:1", prompt_file=tmp_path / "no.txt")
+@pytest.mark.parametrize("name", ["prompt_file", "facts_prompt_file"])
+def test_a_prompt_that_is_not_there_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"judge\.{name}=.*no\.txt does not exist"):
+        Judge("m", "http://127.0.0.1:1", **{name: tmp_path / "no.txt"})
+
+
+def test_a_password_in_the_address_is_refused_and_not_said() -> None:
+    with pytest.raises(InputError, match=r"judge\.base_url holds a password.*judge\.key_variable") as told:
+        Judge("m", "http://me:secret-word@127.0.0.1:1/v1")
+    assert "secret-word" not in str(told.value)

@@ -94,7 +94,15 @@ def test_everything_by_hand():
     # exact answer; one of two passages: 0.05; form and decision whole: 0.2; it stopped at a poor result; the last query repeats
     # the first: no diversity; three searches for two passages and a repeat: 0.05 + 0.05; 300 tokens, 44 beyond: 0.022
     scores = ALL(episode(queries=("x y", "z w", "y x"), found=(("au",), ("hg",), ("au",)), tokens=300))
-    shares = {"evidence": 0.05, "format": 0.1, "decision": 0.1, "retry": 0.0, "diversity": 0.0}
+    shares = {
+        "evidence": 0.05,
+        "format": 0.1,
+        "decision": 0.1,
+        "retry": 0.0,
+        "diversity": 0.0,
+        "facts": 0.0,
+        "instructions": 0.0,
+    }
     costs = {"search": -0.05, "repeat": -0.05, "length": -0.022}
     assert scores == pytest.approx({"em": 1, "f1": 1, "correctness": 1, **shares, **costs, "total": 1 + 0.25 - 0.122})
     # many searches cost 0.2 in all, shared out
