@@ -71,8 +71,8 @@ class SearchAgent(LightningModule):
             engine_memory: share of a GPU's memory that vLLM in process takes, beside the training; by default vLLM's own, 0.9.
             deterministic: with `engine: transformers` decode each turn by itself, so that a run that was killed ends in the
                 same bits; slower.
-            judge: a model that says which answers are right, for `reward.judge_share` and the metric `verdict`, and which of
-                them what was shown states.
+            judge: a model that says which answers are right, for `reward.judge_share` and the metric `verdict`, and which ones
+                what was shown states.
         """
         super().__init__()
         self.model_path = resolve_model_path(model_path)
@@ -88,12 +88,10 @@ class SearchAgent(LightningModule):
             )
         if engine_memory is not None and not 0 < engine_memory < 1:
             raise InputError(f"model.engine_memory={engine_memory} must be between 0 and 1")
-        if judge is None and reward.judge_share:
-            raise InputError(f"reward.judge_share={reward.judge_share} is of a judge's verdict; give model.judge")
-        if reward.facts_bonus and not (judge and judge.facts):
-            raise InputError(
-                f"reward.facts_bonus={reward.facts_bonus} is of a judge's word; give model.judge and judge.facts: true"
-            )
+        if judge is None and (share := getattr(reward, "judge_share", 0)):
+            raise InputError(f"reward.judge_share={share} is of a judge's verdict; give model.judge")
+        if (bonus := getattr(reward, "facts_bonus", 0)) and not (judge and judge.facts):
+            raise InputError(f"reward.facts_bonus={bonus} is of a judge's word; give model.judge and judge.facts: true")
         self.engine_memory, self.judge = engine_memory, judge
         if judge is not None:
             self.data_files["judge_prompt"] = Path(judge.prompt_file)

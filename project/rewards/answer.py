@@ -84,7 +84,8 @@ class AnswerReward:
         em, f1 = exact_match(episode.answer, answers), token_f1(episode.answer, answers)
         correctness = (1 - self.f1_share - self.cover_share - self.judge_share) * em + self.f1_share * f1
         correctness += self.cover_share * terms.brief_cover(episode) + self.judge_share * (episode.verdict or 0.0)
-        shaping = {name: getattr(self, f"{name}_bonus") * term(episode) for name, term in BONUSES.items()}
+        weights = {name: getattr(self, f"{name}_bonus") for name in BONUSES}
+        shaping = {name: weight * BONUSES[name](episode) if weight else 0.0 for name, weight in weights.items()}
         costs = {
             "search": self.search_cost * terms.extra_searches(episode),
             "repeat": self.repeat_cost * terms.repeats(episode.queries),

@@ -6,9 +6,16 @@ A question's row names it as `extra_info.constraints`, and its text must say so:
 from __future__ import annotations
 
 import re
+import string
+import unicodedata
 from dataclasses import dataclass, fields
 
+from project.answers import exact_match
 from project.records import Question, Row
+
+SECONDS = 0.5
+"""That a pattern may take: one that backtracks for ever on what the agent wrote is not kept."""
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,63 +23,103 @@ class Constraints:
     """What an answer must keep; what is None or empty is not asked."""
 
     max_words: int | None = None
-    """Words that it may have."""
+    """Words that it may have, between spaces."""
     pattern: str | None = None
     """Regular expression of the whole answer, without the white space around it."""
     without: tuple[str, ...] = ()
-    """Words or phrases that it must not hold, in any case."""
+    """Words or phrases that it must not hold, in any case, with punctuation or without."""
 
     @classmethod
     def of(cls, question: Question) -> Constraints:
         """Read a question's own.
 
         Raises:
-            ValueError: they are none of these, or not of their types.
+            ValueError: they are none of these, or not of their types, or no gold answer keeps them.
         """
-        row = question.extra_info.get("constraints") or {}
-        if not isinstance(row, dict):
-            msg = f"extra_info.constraints is {row!r:.90}; give an object"
-            raise ValueError(msg)
+        row = question.extra_info.get("constraints")
+        if row is None:
+            return cls()
         names = [field.name for field in fields(cls)]
-        if unknown := next((name for name in row if name not in names), None):
-            msg = f"extra_info.constraints has '{unknown}'; what can be asked is {', '.join(names)}"
+        if not isinstance(row, dict) or not set(row) <= set(names):
+            msg = f"extra_info.constraints is {row!r:.90}; give an object with {', '.join(names[:-1])} or {names[-1]}"
             raise ValueError(msg)
-        return cls(_words(row), _pattern(row), _phrases(row))
+        found = cls(_words(row), _pattern(row), _phrases(row))
+        if question.answers and not any(found.kept(answer) == 1 for answer in question.answers):
+            msg = (
+                f"no answer of {list(question.answers)!r:.90} keeps extra_info.constraints; write one in the form that is asked"
+            )
+            raise ValueError(msg)
+        return found
 
     def kept(self, answer: str | None) -> float:
         """Return the share of the constraints that an answer keeps: 1 where there are none, 0 for no answer."""
-        if not (answer or "").strip():
-            return 0.0
         text = (answer or "").strip()
-        kept = [re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is None for phrase in self.without]
+        plain = _plain(text)
+        if not plain:
+            return 0.0
+        kept = [not any(_holds(form, phrase) for form in (plain, plain.translate(_PUNCTUATION))) for phrase in self.without]
         if self.max_words is not None:
-            kept.append(len(text.split()) <= self.max_words)
+            kept.append(len(plain.split()) <= self.max_words)
         if self.pattern is not None:
-            kept.append(re.fullmatch(self.pattern, text) is not None)
+            kept.append(_matches(self.pattern, text))
         return sum(kept) / len(kept) if kept else 1.0
+
+
+def instructions_kept(question: Question, answer: str | None) -> float:
+    """Return the share of a question's constraints that an answer keeps; a right refusal keeps all."""
+    refused = not question.answers and exact_match(answer, ())
+    return 1.0 if refused else Constraints.of(question).kept(answer)
+
+
+def _plain(text: str) -> str:
+    """Return a text as exact match reads it, but for case and punctuation: NFKC, single spaces, nothing that cannot be seen."""
+    shown = "".join(" " if unicodedata.category(c) == "Cf" else c for c in unicodedata.normalize("NFKC", text))
+    return " ".join(shown.split())
+
+
+def _holds(text: str, phrase: str) -> bool:
+    return re.search(rf"(?<![^\W_]){re.escape(_plain(phrase))}(?![^\W_])", text, re.IGNORECASE) is not None
+
+
+def _matches(pattern: str, text: str) -> bool:
+    import regex
+
+    try:
+        return regex.fullmatch(pattern, text, timeout=SECONDS) is not None
+    except TimeoutError:
+        return False
 
 
 def _words(row: Row) -> int | None:
     value = row.get("max_words")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        msg = f"extra_info.constraints.max_words is {value!r:.90}; give a number of at least 1"
+        msg = f"extra_info.constraints.max_words is {value!r:.90}; give a whole number of at least 1"
         raise ValueError(msg)
     return value
 
 
 def _pattern(row: Row) -> str | None:
+    import regex
+
     value = row.get("pattern")
+    if value is None:
+        return None
     try:
-        re.compile(value or "")
-    except (re.error, TypeError) as error:
-        msg = f"extra_info.constraints.pattern is {value!r:.90}, which is no regular expression ({error})"
-        raise ValueError(msg) from error
-    return value
+        regex.compile(value)
+        problem = "" if value else "it is empty"
+    except (regex.error, RecursionError, TypeError) as error:
+        problem = str(error)
+    if problem:
+        msg = f"extra_info.constraints.pattern is {value!r:.90}, which is no regular expression of an answer ({problem})"
+        raise ValueError(msg)
+    return str(value)
 
 
 def _phrases(row: Row) -> tuple[str, ...]:
-    value = row.get("without") or ()
-    if not isinstance(value, (list, tuple)) or not all(isinstance(phrase, str) and phrase.strip() for phrase in value):
+    value = row.get("without")
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(phrase, str) and _plain(phrase) for phrase in value):
         msg = f"extra_info.constraints.without is {value!r:.90}; give a list of words or phrases"
         raise ValueError(msg)
     return tuple(value)

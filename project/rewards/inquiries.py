@@ -33,16 +33,19 @@ def about_answer(episode: Episode, max_words: int) -> str | float:
 def about_facts(episode: Episode, max_words: int) -> str | float:
     """Return what to tell a judge that says whether what the agent was shown states its answer.
 
-    An answer is whole that refuses where the corpus cannot answer, or to a question that needs no search; where nothing was
-    shown none is.
+    A question that needs no search and brings no passage is not asked about: its answer is whole. So is a refusal, once
+    something was shown, where the corpus cannot answer. Where nothing was shown no answer is.
     """
-    question, shown = episode.question, shown_texts(episode)
-    if not is_brief(episode.answer, max_words):
+    question, answer = episode.question, episode.answer
+    shown = shown_texts(episode)
+    if not exact_match(answer, question.answers) and not is_brief(answer, max_words):
         return 0.0
-    if question.needs_search is False or (not question.answers and exact_match(episode.answer, ())):
+    if question.needs_search is False and not _passage(episode):
         return 1.0
     if not shown:
         return 0.0
+    if not question.answers and exact_match(answer, ()):
+        return 1.0
     passages = ", ".join(map(_quoted, shown))
     return f'{{"question": {_quoted(question.question)}, "shown": [{passages}], "answer": {_answer(episode)}}}'
 
@@ -56,11 +59,17 @@ def is_brief(answer: str | None, max_words: int) -> bool:
 def shown_texts(episode: Episode) -> list[str]:
     """Return what the environment showed: a passage that came with the question, then each search's results, once each.
 
-    What the agent wrote is none of it: neither results that it made up, nor its summary that begins a new context.
+    Nothing where no search found anything. What the agent wrote is none of it: neither results that it made up, nor its summary
+    that begins a new context.
     """
-    passage = str(episode.question.extra_info.get("passage") or "")
-    results = [clean(message.content).strip() for message in episode.messages if is_result(message)]
-    return [text for text in dict.fromkeys([passage, *results]) if text]
+    results = (
+        [clean(message.content).strip() for message in episode.messages if is_result(message)] if any(episode.found) else []
+    )
+    return [text for text in dict.fromkeys([_passage(episode), *results]) if text]
+
+
+def _passage(episode: Episode) -> str:
+    return str(episode.question.extra_info.get("passage") or "")
 
 
 def _answer(episode: Episode) -> str:

@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from project.errors import InputError, JudgeError
@@ -30,6 +30,7 @@ PROMPT, FACTS_PROMPT = (Path(__file__).with_name(name) for name in ("judge.txt",
 ATTEMPTS = 8
 """Of a request that the endpoint refuses for now, with growing pauses: over half a minute."""
 
+PromptName = Literal["prompt_file", "facts_prompt_file"]
 Messages = list[Any]
 """Of one request, as OpenAI writes them."""
 
@@ -71,10 +72,12 @@ class Judge:
         for name in ("prompt_file", "facts_prompt_file"):
             if not Path(path := getattr(self, name)).is_file():
                 raise InputError(f"judge.{name}={path} does not exist")
-        if urlsplit(self.base_url).password:
-            raise InputError(
-                "judge.base_url holds a password, which the run's record would show; give it by judge.key_variable"
-            )
+        try:
+            holds_key = urlsplit(self.base_url).username is not None
+        except ValueError as error:
+            raise InputError(f"judge.base_url is no address ({error}); give one such as http://127.0.0.1:8000/v1") from error
+        if holds_key:
+            raise InputError("judge.base_url holds a name or a key, which the run's record would show; give judge.key_variable")
 
     def judged(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Return the episodes with their verdicts, 1 yes and 0 no; `supported` where `facts` is on.
@@ -82,33 +85,30 @@ class Judge:
         Raises:
             JudgeError: the endpoint went on failing, mostly said neither yes nor no, or the verdicts' file cannot be used.
         """
-        inquiries = [self._messages(self.prompt_file, about_answer(episode, self.max_words)) for episode in episodes]
-        if self.facts:
-            inquiries += [self._messages(self.facts_prompt_file, about_facts(episode, self.max_words)) for episode in episodes]
-        verdicts = self._verdicts(inquiries)
-        supported: list[Any] = verdicts[len(episodes) :] or [None] * len(episodes)
-        judged = zip(episodes, verdicts[: len(episodes)], supported, strict=True)
-        return [replace(episode, verdict=verdict, supported=support) for episode, verdict, support in judged]
+        verdicts = self._verdicts("prompt_file", [about_answer(episode, self.max_words) for episode in episodes])
+        judged = [replace(episode, verdict=verdict) for episode, verdict in zip(episodes, verdicts, strict=True)]
+        if not self.facts:
+            return judged
+        supported = self._verdicts("facts_prompt_file", [about_facts(episode, self.max_words) for episode in episodes])
+        return [replace(episode, supported=verdict) for episode, verdict in zip(judged, supported, strict=True)]
 
-    def _verdicts(self, inquiries: Sequence[Messages | float]) -> list[float]:
+    def _verdicts(self, prompt: PromptName, inquiries: Sequence[str | float]) -> list[float]:
         """Return a verdict for each, those of them that are one as they are."""
-        asked = {self._key(inquiry): inquiry for inquiry in inquiries if not isinstance(inquiry, float)}
+        keys = [inquiry if isinstance(inquiry, float) else self._key(self._messages(prompt, inquiry)) for inquiry in inquiries]
+        told = dict(zip(keys, inquiries, strict=True))
+        asked = {key: self._messages(prompt, str(told[key])) for key in keys if isinstance(key, str)}
         found = self._held(asked)
-        if missing := {key: inquiry for key, inquiry in asked.items() if key not in found}:
-            found |= asyncio.run(self._ask(missing))
-        return [inquiry if isinstance(inquiry, float) else found[self._key(inquiry)] for inquiry in inquiries]
+        if missing := {key: messages for key, messages in asked.items() if key not in found}:
+            found |= asyncio.run(self._ask(prompt, missing))
+        return [found[key] if isinstance(key, str) else key for key in keys]
 
-    @staticmethod
-    def _messages(prompt: Path, told: str | float) -> Messages | float:
-        """Return the messages of an inquiry; a verdict that needs none as it is."""
-        if isinstance(told, float):
-            return told
-        return [{"role": "system", "content": _read(Path(prompt))}, {"role": "user", "content": told}]
+    def _messages(self, prompt: PromptName, told: str) -> Messages:
+        return [{"role": "system", "content": _read(Path(getattr(self, prompt)))}, {"role": "user", "content": told}]
 
     def _key(self, messages: Messages) -> str:
         return hashlib.sha256(json.dumps([self.base_url, self.model, self.max_tokens, messages]).encode()).hexdigest()
 
-    async def _ask(self, inquiries: Mapping[str, Messages]) -> dict[str, float]:
+    async def _ask(self, prompt: PromptName, inquiries: Mapping[str, Messages]) -> dict[str, float]:
         """Return a verdict by each key; what was answered is kept, though another request may fail."""
         import openai
 
@@ -146,7 +146,8 @@ class Judge:
             )
             if len(unread) > max(1, len(said) / 2):
                 raise JudgeError(
-                    f"{told}; give a judge.prompt_file that it follows, or more judge.max_tokens to one that thinks"
+                    f"{told}; give a judge.{prompt} that it follows, more judge.max_tokens to one that thinks, or a judge with "
+                    "room for what it is told"
                 )
             logger.warning("%s: that counts as no", told)
         return dict.fromkeys(inquiries, 0.0) | self._held(inquiries)  # as kept: another process may have been first

@@ -12,7 +12,7 @@ from itertools import combinations
 from project.answers import cover_exact_match, normalise_answer
 from project.dialects import SEARCH_TOKEN, assistant_spans
 from project.records import Episode, FinishReason, SpanKind
-from project.rewards.constraints import Constraints
+from project.rewards import constraints
 
 RESULT_TAGS = ("<information>", "<tool_response>")
 SAME_QUERY = 0.8
@@ -93,7 +93,7 @@ def supported(episode: Episode) -> float:
 
 def instructions_kept(episode: Episode) -> float:
     """Return the share of the question's constraints that the answer keeps; 1 where it has none."""
-    return Constraints.of(episode.question).kept(episode.answer)
+    return constraints.instructions_kept(episode.question, episode.answer)
 
 
 def extra_searches(episode: Episode) -> int:

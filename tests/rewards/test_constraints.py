@@ -5,13 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from project.records import Question
-from project.rewards.constraints import Constraints
+from project.rewards.constraints import Constraints, instructions_kept
+
+
+def question(constraints, *answers: str) -> Question:
+    return Question("q", "When did it open?", answers, extra_info={"constraints": constraints})
 
 
 def asked(**constraints) -> Constraints:
-    return Constraints.of(
-        Question("q", "When did it open? Answer YYYY-MM-DD.", ("1 May 1931",), extra_info={"constraints": constraints})
-    )
+    return Constraints.of(question(constraints))
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,13 @@ def asked(**constraints) -> Constraints:
         ({"without": ["may"]}, "1 MAY 1931", 0),
         ({"without": ["may"]}, "maybe 1931", 1),
         ({"without": ["a.b"]}, "axb", 1),
+        ({"without": ["the"]}, "_the_ hall", 0),  # of all these exact match sees "hall"
+        ({"without": ["the"]}, "\uff34\uff48\uff45 hall", 0),
+        ({"without": ["the"]}, "t'he hall", 0),
+        ({"without": ["New York"]}, "New  York", 0),
+        ({"max_words": 1}, "1\u200bMay\u200b1931", 0),
+        ({"max_words": 1}, "1931-05-01", 1),
+        ({}, "\u200b", 0),
         ({"without": ["the", "about"], "max_words": 3, "pattern": ".*1931"}, "about 1 May 1931", 0.5),  # too long, and "about"
     ],
 )
@@ -46,12 +55,20 @@ def test_the_share_is_a_share(answer, words, phrases):
 @pytest.mark.parametrize(
     ("constraints", "said"),
     [
-        ([1], r"extra_info.constraints is \[1\]; give an object"),
-        ({"words": 3}, "has 'words'; what can be asked is max_words, pattern, without"),
-        ({"max_words": 0}, "max_words is 0; give a number of at least 1"),
+        ([1], r"extra_info.constraints is \[1\]; give an object with max_words, pattern or without"),
+        ({"words": 3}, "is {'words': 3}; give an object with max_words, pattern or without"),
+        (0, "is 0; give an object"),
+        ({"max_words": 3.0}, "max_words is 3.0; give a whole number"),
+        ({"pattern": ""}, "pattern is '', which is no regular expression of an answer"),
+        ({"pattern": 0}, "pattern is 0, which is no"),
+        ({"pattern": "a{99999999999}"}, "repeat count too big"),
+        ({"pattern": "(" * 500 + ")" * 500}, "recursion"),
+        ({"without": ""}, "without is ''"),
+        ({"without": ["\u200b"]}, "give a list of words"),
+        ({"max_words": 0}, "max_words is 0; give a whole number of at least 1"),
         ({"max_words": True}, "max_words is True"),
         ({"max_words": "3"}, "max_words is '3'"),
-        ({"pattern": "("}, r"pattern is '\(', which is no regular expression \(missing \), unterminated"),
+        ({"pattern": "("}, r"pattern is '\(', which is no regular expression of an answer \(missing \)"),
         ({"pattern": 3}, "pattern is 3, which is no regular expression"),
         ({"without": "the"}, "without is 'the'; give a list of words or phrases"),
         ({"without": [""]}, r"without is \[''\]"),
@@ -59,4 +76,23 @@ def test_the_share_is_a_share(answer, words, phrases):
 )
 def test_what_cannot_be_checked_is_refused(constraints, said):
     with pytest.raises(ValueError, match=said):
-        Constraints.of(Question("q", "?", ("x",), extra_info={"constraints": constraints}))
+        Constraints.of(question(constraints))
+
+
+def test_a_question_whose_gold_answers_all_break_its_constraints_is_refused():
+    """Else the answer that breaks them would earn more than one that keeps them."""
+    form = {"pattern": r"\d{4}-\d{2}-\d{2}"}
+    with pytest.raises(ValueError, match=r"no answer of \['1 May 1931'\] keeps extra_info.constraints; write one in the form"):
+        Constraints.of(question(form, "1 May 1931"))
+    assert Constraints.of(question(form, "1 May 1931", "1931-05-01")).pattern == form["pattern"]
+
+
+def test_a_right_refusal_keeps_what_only_an_answer_can():
+    assert instructions_kept(question({"pattern": r"\d{4}"}), "unknown") == 1
+    assert instructions_kept(question({"pattern": r"\d{4}"}, "1931"), "unknown") == 0
+    assert instructions_kept(question({"pattern": r"\d{4}"}), "a hall") == 0
+
+
+def test_a_pattern_that_backtracks_for_ever_is_not_kept(monkeypatch):
+    monkeypatch.setattr("project.rewards.constraints.SECONDS", 0.05)
+    assert asked(pattern=r"(a|a)*(a|a)*(a|a)*(a|a)*(a|a)*b").kept("a" * 200) == 0

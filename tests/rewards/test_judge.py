@@ -4,13 +4,15 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from openai_endpoint import Endpoint
 
+from project.dialects import Action, get_dialect
 from project.errors import InputError, JudgeError
-from project.records import Episode, FinishReason, Question
+from project.records import Document, Episode, FinishReason, Question
 from project.rewards.answer import AnswerReward
 from project.rewards.inquiries import about_answer
 from project.rewards.judge import Judge
@@ -165,7 +167,7 @@ def test_a_judge_that_thinks_until_its_tokens_end_is_one_sentence(endpoint: Endp
 def test_a_verdict_that_another_process_kept_first_counts(endpoint: Endpoint, tmp_path: Path) -> None:
     """Else two ranks that ask the same would pay one answer differently."""
     late = judge(endpoint, tmp_path)
-    key = late._key(late._messages(late.prompt_file, about_answer(answered("one")[0], late.max_words)))
+    key = late._key(late._messages("prompt_file", str(about_answer(answered("one")[0], late.max_words))))
 
     def reply(*_: object) -> str:
         with sqlite3.connect(tmp_path / "judge.db") as cache:
@@ -213,7 +215,25 @@ def test_a_prompt_that_is_not_there_is_refused(name: str, tmp_path: Path) -> Non
         Judge("m", "http://127.0.0.1:1", **{name: tmp_path / "no.txt"})
 
 
-def test_a_password_in_the_address_is_refused_and_not_said() -> None:
-    with pytest.raises(InputError, match=r"judge\.base_url holds a password.*judge\.key_variable") as told:
-        Judge("m", "http://me:secret-word@127.0.0.1:1/v1")
+@pytest.mark.parametrize("given", ["me:secret-word", "secret-word"])
+def test_a_key_in_the_address_is_refused_and_not_said(given: str) -> None:
+    with pytest.raises(InputError, match=r"judge\.base_url holds a name or a key.*give judge\.key_variable") as told:
+        Judge("m", f"http://{given}@127.0.0.1:1/v1")
     assert "secret-word" not in str(told.value)
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match=r"judge\.base_url is no address \(Invalid IPv6 URL\)"):
+        Judge("m", "http://[::1/v1")
+
+
+def test_replies_about_facts_that_cannot_be_read_are_not_hidden_by_those_about_answers(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    endpoint.reply = lambda told, _: 400 if "shown" in told else "yes"
+    shown = tuple(get_dialect("tags").results([[Document("Text.", "", "t")]], Action(queries=("a",))))
+    episodes = [replace(e, messages=shown, found=(("t",),)) for e in answered("one", "two", "three")]
+    with pytest.raises(
+        JudgeError, match=r"of 3 of 3 answers, but 'BadRequest.*give a judge\.facts_prompt_file that it follows"
+    ):
+        judge(endpoint, tmp_path, facts=True).judged(episodes)
