@@ -110,6 +110,7 @@ class SearchAgent(LightningModule):
         self.renderer = Renderer(self.tokenizer, self.dialect, self.settings.history)
         self._engine: Engine | None = None
         self._adapter_rank: int | None = None
+        self._engine_sleeps = False
         self._server: ServerHandle | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._episodes: list[Episode] = []
@@ -150,6 +151,7 @@ class SearchAgent(LightningModule):
                 alone=self.deterministic,
                 lora_rank=self._adapter_rank,
                 memory=self.engine_memory,
+                sleeps=self._engine_sleeps,
             )
 
     def _engine_folder(self) -> str:

@@ -54,6 +54,7 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
         sync: Literal["merge", "adapter"] = "merge",
         traced_episodes: int = 2,
         seed: int = 0,
+        engine_sleeps: bool = False,
         **agent: Any,  # noqa: ANN401 - SearchAgent's arguments; the command line resolves them
     ) -> None:
         """Take what `SearchAgent` takes, and how to roll out and to sync.
@@ -65,11 +66,19 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
                 that it serves beside the base, which is less to send.
             traced_episodes: episodes of each update that MLflow keeps as traces.
             seed: of the rollouts' sampling noise.
+            engine_sleeps: vLLM in process leaves the GPU to the training between rollouts, weights and KV cache alike, so that
+                `engine_memory` may be most of it.
             agent: what `SearchAgent` takes.
         """
         super().__init__(**agent)
         self.policy: Policy | None = None
         self.ppo, self.sync, self.traced_episodes, self.seed, self.overlap = ppo, sync, traced_episodes, seed, ppo.overlap
+        if engine_sleeps and (self.engine_name != "vllm" or ppo.overlap):
+            raise InputError(
+                f"model.engine_sleeps is for engine: vllm without ppo.overlap, not {self.engine_name} with ppo.overlap="
+                f"{ppo.overlap}; leave it out"
+            )
+        self._engine_sleeps = engine_sleeps
         if sync == "adapter":
             if lora is None or self._new_ids or self.engine_name == "transformers":
                 raise InputError(

@@ -55,6 +55,24 @@ def test_trap_14_a_sync_moves_a_head_that_is_the_embedding_too(result):
     assert result["gap_new_head"] < 0.15
 
 
+def test_an_engine_sleeps_until_the_sync_and_generates_after_it(result):
+    assert result["slept"] == [True, True]
+    assert result["woke"] == [True, True]
+
+
+@pytest.mark.gpu
+def test_an_engine_that_sleeps_leaves_the_gpu_to_others(default_model_dir):
+    script = Path(__file__).with_name("vllm_sleep.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(default_model_dir)], capture_output=True, text=True, timeout=400, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    found = json.loads(lines[-1].removeprefix("RESULT "))
+    assert found["freed"] > 0.9 * found["taken"]
+    assert found["gap"] < 0.1
+
+
 def test_starting_vllm_keeps_the_random_state(result):
     assert result["rng_kept"]
 

@@ -63,7 +63,12 @@ def main(folder):
             if "lora_B" in name:
                 parameter.normal_(0, 0.06, generator=torch.Generator().manual_seed(1))
     result["gap_stale"] = gap(engine, policy, prompts[0], list(first[0].ids))
+    engine._sleeps = True  # on a CPU vLLM's worker keeps its memory; its scheduler sleeps and wakes as on a GPU
+    engine.sleep()
+    core = engine._llm.llm_engine
+    result["slept"] = [core.is_sleeping(), engine._asleep]
     result["changed"] = engine.sync(policy.merged_weights())
+    result["woke"] = [not core.is_sleeping(), not engine._asleep]
     result["gap_after"] = gap(engine, policy, prompts[0], list(first[0].ids))
     after = asyncio.run(together(0.0))
     result["version"] = after[0].version

@@ -1,6 +1,7 @@
 """PPO on the tiny model through a real Trainer, with the engine of transformers and a real retrieval server."""
 
 import threading
+from itertools import groupby
 from types import SimpleNamespace
 
 import pytest
@@ -775,6 +776,39 @@ def test_trap_14_a_crashed_retriever_stops_the_run(folder, index, questions, tmp
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
     assert not module.of("train/reward")
     assert not (tmp_path / "merged").exists()
+
+
+def test_the_engine_sleeps_while_the_trainer_has_the_memory(folder, server, questions, tmp_path):
+    asked = []
+
+    class Sleeper(Script):
+        async def generate(self, prompt_ids, sampling):
+            asked.append("generate")
+            return await super().generate(prompt_ids, sampling)
+
+        def sleep(self):
+            asked.append("sleep")
+
+        def sync(self, weights):
+            asked.append("sync")
+            return super().sync(weights)
+
+    class Trained(Watched):
+        def _train(self, rows):
+            asked.append("train")
+            super()._train(rows)
+
+    fit(make(folder, url=server.url, engine=Sleeper, kind=Trained), questions, tmp_path)
+    assert [name for name, _ in groupby(asked)] == ["generate", "sleep", "train", "sync"] * 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"engine": "vllm", "ppo": PPOSettings(overlap=True)}])
+def test_an_engine_that_cannot_sleep_is_refused(folder, changes):
+    options = {"ppo": PPOSettings(), "engine": "transformers", "retrieval_url": "http://127.0.0.1:1"} | changes
+    with pytest.raises(
+        InputError, match=r"model.engine_sleeps is for engine: vllm without ppo.overlap, not \w+ with ppo.overlap"
+    ):
+        PPO(model_path=str(folder), settings=SETTINGS, engine_sleeps=True, **options)
 
 
 def test_a_judge_is_asked_of_what_is_rolled_out_and_pays(folder, server, questions, tmp_path):

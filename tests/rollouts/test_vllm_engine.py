@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,3 +69,68 @@ def test_an_engine_that_runs_out_of_memory_fails_every_request_with_one_sentence
     engine._pump = None
     gc.collect()
     assert not caplog.records  # asyncio tells of errors that nobody took
+
+
+class Sleeper:
+    """Writes down what vLLM is asked, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.llm_engine = SimpleNamespace(add_lora=lambda _: self.asked.append("add_lora"))
+
+    def sleep(self, level: int) -> None:
+        self.asked.append(f"sleep {level}")
+
+    def wake_up(self, tags: list[str]) -> bool:
+        self.asked.append(f"wake {' '.join(tags)}")
+        return "kv_cache" in tags
+
+    def collective_rpc(self, method: object, **_: object) -> None:
+        self.asked.append(str(getattr(method, "__name__", method)))
+
+    def reset_prefix_cache(self) -> None:
+        self.asked.append("reset")
+
+
+def sleeper(level: int, *, sleeps: bool = True) -> tuple[vllm.VLLMEngine, Sleeper]:
+    engine, llm = object.__new__(vllm.VLLMEngine), Sleeper()
+    engine._llm, engine._sleeps, engine._asleep, engine._sleep_level = llm, sleeps, False, level
+    engine.version, engine._adapter, engine._adapter_ids = 0, None, itertools.count(1)
+    engine._weights = SimpleNamespace(written=lambda _: nullcontext((Path("folder"), 1.0)))  # type: ignore[assignment]
+    return engine, llm
+
+
+def test_full_weights_come_before_the_cache_takes_its_memory_back() -> None:
+    """Else the folder's weights, the cache and the trainer would be on the GPU at once."""
+    engine, llm = sleeper(2)
+    for _ in range(2):
+        engine.sleep()
+        engine.sync([])
+        engine.sync([])  # awake already
+    once = ["sleep 2", "wake weights", "reload_weights", "_renew_tied_head", "wake kv_cache", "reset"]
+    assert llm.asked == [*once, "reload_weights", "_renew_tied_head", "reset"] * 2
+
+
+def test_an_adapter_comes_to_an_engine_that_is_awake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    request = SimpleNamespace(LoRARequest=lambda *_: SimpleNamespace(lora_int_id=1))
+    for name, module in (("vllm", SimpleNamespace()), ("vllm.lora", SimpleNamespace()), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, module)
+    engine, llm = sleeper(1)
+    engine.sleep()
+    engine.sync_adapter(tmp_path)
+    assert llm.asked == ["sleep 1", "wake weights kv_cache", "add_lora", "reset"]
+
+
+def test_an_engine_that_was_not_told_to_sleep_does_not() -> None:
+    engine, llm = sleeper(2, sleeps=False)
+    engine.sleep()
+    engine.sync([])
+    assert llm.asked == ["reload_weights", "_renew_tied_head", "reset"]
+
+
+def test_sleep_without_a_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        EngineError, match=r"^vLLM sleeps on a GPU only: leave model\.engine_sleeps out, for there is none here$"
+    ):
+        vllm.VLLMEngine("nowhere", 128, sleeps=True)

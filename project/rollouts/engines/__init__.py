@@ -22,6 +22,7 @@ def make_engine(
     alone: bool = False,
     lora_rank: int | None = None,
     memory: float | None = None,
+    sleeps: bool = False,
 ) -> Engine:
     """Start an engine on a model folder (`transformers` also takes a loaded causal LM).
 
@@ -35,9 +36,10 @@ def make_engine(
         alone: `transformers` decodes each request by itself.
         lora_rank: largest rank of the adapters that `vllm` will be given; None where it is given full weights.
         memory: share of a GPU's memory that `vllm` takes; None leaves it to vLLM.
+        sleeps: `vllm` may be asked to `sleep`.
 
     Raises:
-        EngineError: vLLM is asked for and not installed, or a server is not as it must be.
+        EngineError: vLLM is asked for and not installed, or to sleep without a GPU, or a server is not as it must be.
     """
     if name == "servers":
         from project.rollouts.engines.servers import VLLMServers
@@ -46,7 +48,7 @@ def make_engine(
     if name == "vllm":
         from project.rollouts.engines.vllm import VLLMEngine
 
-        return VLLMEngine(str(model), context_tokens, seed, lora_rank, memory)
+        return VLLMEngine(str(model), context_tokens, seed, lora_rank, memory, sleeps=sleeps)
     from project.rollouts.engines.transformers import TransformersEngine
 
     return TransformersEngine(model, seed, alone=alone)

@@ -50,6 +50,9 @@ class Engine(Protocol):
     def score(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:
         """Return log p of each of `ids` after `prompt_ids` at temperature 1: the canary of a weight sync."""
 
+    def sleep(self) -> None:
+        """Give the memory of a GPU to the training until the next sync; an engine that holds none of it does nothing."""
+
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> float:
         """Take new weights, forget cached prefixes, raise `version`; return the share of values that changed."""
 

@@ -141,6 +141,9 @@ class VLLMServers:
         except (KeyError, IndexError, TypeError) as error:
             raise EngineError(f"{server.url}/v1/completions did not answer as vLLM does; is it a vLLM server?") from error
 
+    def sleep(self) -> None:
+        """Do nothing: the servers' memory is not the training's."""
+
     # --- weights -----------------------------------------------------------------------------------------------------
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> float:

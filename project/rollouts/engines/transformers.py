@@ -112,6 +112,9 @@ class TransformersEngine:
         logprobs = self._model(input_ids=whole, use_cache=False).logits[0, len(prompt_ids) - 1 : -1].float().log_softmax(-1)
         return [float(x) for x in logprobs.gather(1, whole[0, len(prompt_ids) :, None])[:, 0]]
 
+    def sleep(self) -> None:
+        """Do nothing: this engine has no memory but the model's."""
+
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> float:
         """Copy the weights in; return the share of values that changed."""
         own = self._model.state_dict()

@@ -30,6 +30,8 @@ class VLLMEngine:
         seed: int = 0,
         lora_rank: int | None = None,
         memory: float | None = None,
+        *,
+        sleeps: bool = False,
     ) -> None:
         """Start vLLM on a model folder.
 
@@ -39,10 +41,13 @@ class VLLMEngine:
             seed: of vLLM's own sampling.
             lora_rank: largest rank of the adapters that `sync_adapter` gives; None for an engine that takes full weights.
             memory: share of a GPU's memory, weights and KV cache together; None leaves it to vLLM.
+            sleeps: give that memory back while the engine sleeps.
 
         Raises:
-            EngineError: vLLM is not installed.
+            EngineError: vLLM is not installed, or it is to sleep without a GPU.
         """
+        if sleeps and not torch.cuda.is_available():
+            raise EngineError("vLLM sleeps on a GPU only: leave model.engine_sleeps out, for there is none here")
         from project.runtime import prepare_process
 
         prepare_process()
@@ -55,6 +60,8 @@ class VLLMEngine:
             ) from error
         more: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank)}
         more |= {} if memory is None else {"gpu_memory_utilization": memory}
+        more |= {"enable_sleep_mode": True} if sleeps else {}
+        self._sleeps, self._asleep, self._sleep_level = sleeps, False, 2 if lora_rank is None else 1
         with preserved_rng():
             self._llm: Any = LLM(
                 model=model_path,
@@ -137,6 +144,22 @@ class VLLMEngine:
         steps = output.prompt_logprobs[len(prompt_ids) :]
         return [step[token].logprob for step, token in zip(steps, ids, strict=True)]
 
+    def sleep(self) -> None:
+        """Empty the GPU of weights and KV cache until the next sync; nothing may be generating.
+
+        Full weights are forgotten, for that sync brings others; under adapters they wait in the processor's memory.
+        """
+        if self._sleeps:
+            with preserved_rng():
+                self._llm.sleep(level=self._sleep_level)
+            self._asleep = True
+
+    def _wake(self, *tags: str) -> None:
+        """Take memory again for `weights`, `kv_cache` or both; what the trainer's allocator holds unused goes first."""
+        if self._asleep:
+            torch.cuda.empty_cache()
+            self._asleep = not self._llm.wake_up(tags=list(tags))
+
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> float:
         """Reload full weights, reset the prefix cache, raise the version; return the share of values that changed.
 
@@ -144,8 +167,10 @@ class VLLMEngine:
         """
         with self._weights.written(weights) as (folder, changed):
             with preserved_rng():
+                self._wake("weights")
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
                 self._llm.collective_rpc(_renew_tied_head)
+                self._wake("kv_cache")
             self._llm.reset_prefix_cache()
         self.version += 1
         return changed
@@ -157,6 +182,7 @@ class VLLMEngine:
         old, number = self._adapter, next(self._adapter_ids)  # never one that vLLM has loaded: it would keep that
         self._adapter = LoRARequest(f"update-{number}", number, str(folder))
         with preserved_rng():
+            self._wake("weights", "kv_cache")
             self._llm.llm_engine.add_lora(self._adapter)
             if old is not None:
                 self._llm.llm_engine.remove_lora(old.lora_int_id)
