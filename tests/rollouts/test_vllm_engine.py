@@ -134,3 +134,14 @@ def test_sleep_without_a_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
         EngineError, match=r"^vLLM sleeps on a GPU only: leave model\.engine_sleeps out, for there is none here$"
     ):
         vllm.VLLMEngine("nowhere", 128, sleeps=True)
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, torch.OutOfMemoryError])
+def test_a_vllm_that_does_not_start_is_one_sentence(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**_: object) -> None:
+        raise kind("No available memory\n  for the cache blocks.")
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+    said = r"^vLLM does not start on nowhere \(No available memory for the cache blocks\.\); .*lower model\.engine_memory"
+    with pytest.raises(EngineError, match=said):
+        vllm.VLLMEngine("nowhere", 128)

@@ -44,7 +44,7 @@ class VLLMEngine:
             sleeps: give that memory back while the engine sleeps.
 
         Raises:
-            EngineError: vLLM is not installed, or it is to sleep without a GPU.
+            EngineError: vLLM is not installed, does not start on the model in this memory, or is to sleep without a GPU.
         """
         if sleeps and not torch.cuda.is_available():
             raise EngineError("vLLM sleeps on a GPU only: leave model.engine_sleeps out, for there is none here")
@@ -62,19 +62,26 @@ class VLLMEngine:
         more |= {} if memory is None else {"gpu_memory_utilization": memory}
         more |= {"enable_sleep_mode": True} if sleeps else {}
         self._sleeps, self._asleep, self._sleep_level = sleeps, False, 2 if lora_rank is None else 1
-        with preserved_rng():
-            self._llm: Any = LLM(
-                model=model_path,
-                max_model_len=context_tokens,
-                enforce_eager=not torch.cuda.is_available(),
-                logprobs_mode="processed_logprobs",
-                enable_prefix_caching=True,
-                # A seeded request whose prompt is cut in two crashes on CPU, whose generators cannot be set back.
-                enable_chunked_prefill=torch.cuda.is_available(),
-                seed=seed,
-                disable_log_stats=True,
-                **more,
-            )
+        try:
+            with preserved_rng():
+                self._llm: Any = LLM(
+                    model=model_path,
+                    max_model_len=context_tokens,
+                    enforce_eager=not torch.cuda.is_available(),
+                    logprobs_mode="processed_logprobs",
+                    enable_prefix_caching=True,
+                    # A seeded request whose prompt is cut in two crashes on CPU, whose generators cannot be set back.
+                    enable_chunked_prefill=torch.cuda.is_available(),
+                    seed=seed,
+                    disable_log_stats=True,
+                    **more,
+                )
+        except (ValueError, RuntimeError) as error:  # of memory, which its engine raises as either, or of the model
+            said = " ".join(str(error).split())
+            raise EngineError(
+                f"vLLM does not start on {model_path} ({said:.300}); where that is memory or length, lower model.engine_memory "
+                "or limits.context_tokens"
+            ) from error
         torch.set_num_threads(threads)
         dtype: Any = self._llm.llm_engine.vllm_config.model_config.dtype
         self._weights = WeightFolders(model_path, dtype)
