@@ -76,6 +76,9 @@ class Sleeper:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.held, self.known = {"layers.0.qkv_proj": 0, "layers.0.o_proj": 0}, {"layers.0.qkv_proj": 0, "layers.0.o_proj": 0}
+        manager = SimpleNamespace(list_adapters=lambda: {1: SimpleNamespace(loras=self.held)}, modules=self.known)
+        self.worker = SimpleNamespace(model_runner=SimpleNamespace(lora_manager=SimpleNamespace(_adapter_manager=manager)))
         self.llm_engine = SimpleNamespace(add_lora=lambda _: self.asked.append("add_lora"))
 
     def sleep(self, level: int) -> None:
@@ -85,8 +88,9 @@ class Sleeper:
         self.asked.append(f"wake {' '.join(tags)}")
         return "kv_cache" in tags
 
-    def collective_rpc(self, method: object, **_: object) -> None:
+    def collective_rpc(self, method: object, args: tuple[int, ...] = (), **_: object) -> list[object]:
         self.asked.append(str(getattr(method, "__name__", method)))
+        return [method(self.worker, *args) if args and callable(method) else None]
 
     def reset_prefix_cache(self) -> None:
         self.asked.append("reset")
@@ -111,14 +115,40 @@ def test_full_weights_come_before_the_cache_takes_its_memory_back() -> None:
     assert llm.asked == [*once, "reload_weights", "_renew_tied_head", "reset"] * 2
 
 
-def test_an_adapter_comes_to_an_engine_that_is_awake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def with_lora(monkeypatch: pytest.MonkeyPatch) -> None:
     request = SimpleNamespace(LoRARequest=lambda *_: SimpleNamespace(lora_int_id=1))
     for name, module in (("vllm", SimpleNamespace()), ("vllm.lora", SimpleNamespace()), ("vllm.lora.request", request)):
         monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.usefixtures("with_lora")
+def test_an_adapter_comes_to_an_engine_that_is_awake(tmp_path: Path) -> None:
     engine, llm = sleeper(1)
     engine.sleep()
     engine.sync_adapter(tmp_path)
-    assert llm.asked == ["sleep 1", "wake weights kv_cache", "add_lora", "reset"]
+    assert llm.asked == ["sleep 1", "wake weights kv_cache", "add_lora", "_bound_layers", "reset"]
+    assert engine.version == 1
+
+
+@pytest.mark.usefixtures("with_lora")
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (
+            ["layers.0.qkv_proj", "model.layers.0.up_proj"],
+            r"bound 1 of the adapter's 2 layers, not model\.layers\.0\.up_proj;",
+        ),
+        ([], "bound 0 of the adapter's 0 layers, not any; give model.sync: merge"),
+    ],
+)
+def test_trap_14_an_adapter_that_the_engine_does_not_bind_is_refused(held: list[str], said: str, tmp_path: Path) -> None:
+    engine, llm = sleeper(1)
+    llm.held.clear()
+    llm.held.update(dict.fromkeys(held, 0))
+    with pytest.raises(EngineError, match=said):
+        engine.sync_adapter(tmp_path)
+    assert engine.version == 0
 
 
 def test_an_engine_that_was_not_told_to_sleep_does_not() -> None:

@@ -183,7 +183,11 @@ class VLLMEngine:
         return changed
 
     def sync_adapter(self, folder: Path) -> None:
-        """Generate with the LoRA adapter of a folder from now on, as PEFT saves it; the one before is let go of."""
+        """Generate with the LoRA adapter of a folder from now on, as PEFT saves it; the one before is let go of.
+
+        Raises:
+            EngineError: vLLM has no layer for one of the adapter's, which it would leave out in silence.
+        """
         from vllm.lora.request import LoRARequest
 
         old, number = self._adapter, next(self._adapter_ids)  # never one that vLLM has loaded: it would keep that
@@ -193,6 +197,12 @@ class VLLMEngine:
             self._llm.llm_engine.add_lora(self._adapter)
             if old is not None:
                 self._llm.llm_engine.remove_lora(old.lora_int_id)
+            [(bound, left_out), *_] = self._llm.collective_rpc(_bound_layers, args=(number,))
+        if left_out or not bound:
+            named = ", ".join(left_out) or "any"
+            raise EngineError(
+                f"vLLM bound {bound} of the adapter's {bound + len(left_out)} layers, not {named:.90}; give model.sync: merge"
+            )
         self._llm.reset_prefix_cache()
         self.version += 1
 
@@ -200,6 +210,13 @@ class VLLMEngine:
 def _rank_limit(rank: int) -> int:
     """Return the least of vLLM's sizes that holds a rank."""
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+
+
+def _bound_layers(worker: Any, adapter: int) -> tuple[int, list[str]]:  # noqa: ANN401 - vLLM's worker
+    """Return how many layers an adapter changes, and the names of those of its own that the model has none for (trap 14)."""
+    manager = worker.model_runner.lora_manager._adapter_manager
+    held, known = manager.list_adapters()[adapter].loras.keys(), manager.modules.keys()
+    return len(held & known), sorted(held - known)
 
 
 def _renew_tied_head(worker: Any) -> None:  # noqa: ANN401 - vLLM's worker
