@@ -9,19 +9,27 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from test_ppo_vllm import updates
-from tiny import tiny_model_folder
+from tiny import byte_tokenizer, tiny_model_folder
 
-from project.errors import EngineError
+from project.errors import EngineError, JudgeError
+from project.records import Episode, FinishReason, Question
+from project.rewards.judge import Judge
 from project.rollouts.engines import Sampling, fleet, make_engine
 
 pytestmark = pytest.mark.slow
 CONTEXT = 2048
 PROMPT = list(b"Which metal is liquid at room temperature?") * 4  # 168 tokens: longer than a block of the prefix cache
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -75,6 +83,7 @@ def model(tmp_path_factory):
         for parameter in made.parameters():
             parameter.mul_(8 if parameter.dim() > 1 else 1)  # far from uniform
     made.save_pretrained(folder)
+    byte_tokenizer(CHAT_TEMPLATE).save_pretrained(folder)
     return folder
 
 
@@ -208,6 +217,33 @@ def test_a_training_rolls_out_on_the_servers_beside_its_updates(servers, model, 
     assert [update["sync/version"] for update in done["updates"]] == [2, 3]
     assert all(update["ppo/engine_gap"] < 0.2 for update in done["updates"])
     assert all(update["sync/changed_share"] > 0.1 for update in done["updates"])
+
+
+def says(policy, text):
+    """Return weights under which an answer begins with a text of different letters: its MLP knows what follows each."""
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.mul_("embed" in name or "norm" in name)
+        table, mlp = policy.get_input_embeddings().weight, policy.model.layers[0].mlp
+        for unit, (one, following) in enumerate(pairwise(f"\n{text}".encode())):
+            direction = table[one] / table[one].norm()
+            mlp.gate_proj.weight[unit], mlp.up_proj.weight[unit] = direction, direction
+            mlp.down_proj.weight[:, unit] = table[following]
+    return [(name, tensor) for name, tensor in policy.state_dict().items() if name != "lm_head.weight"]
+
+
+def test_a_judge_on_a_server(servers, engine, policy, model, tmp_path):
+    """Over vLLM's own chat completions; a model that says neither yes nor no is no judge."""
+    (_, url, _), *_ = servers
+    judge = Judge(str(model), f"{url}/v1", cache_file=tmp_path / "judge.db")
+    question = Question("q", "Who wrote Hamlet?", ("William Shakespeare",))
+    episodes = [Episode(question, (), (), FinishReason.ANSWER, answer) for answer in ("the bard", "Kit Marlowe", "nobody")]
+    with pytest.raises(JudgeError, match="said neither yes nor no of 3 of 3 answers, but"):
+        judge.judged(episodes)
+    for verdict, word in enumerate(("no", "yes")):
+        engine.sync(says(policy, word))
+        asked = replace(judge, cache_file=tmp_path / f"{word}.db", max_tokens=len(word))
+        assert [e.verdict for e in asked.judged(episodes)] == [verdict] * 3
 
 
 def test_killing_one_of_two_servers_loses_no_request(servers, engine, policy):
