@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -46,6 +47,12 @@ def gathered_or_raised(work: Callable[[], Found]) -> list[Found]:
         if isinstance(found, SeekerError):
             raise found
     return everyone  # type: ignore[return-value]
+
+
+def first_here() -> int:
+    """Return the first of the ranks on this machine."""
+    machines = gathered(platform.node())
+    return machines.index(platform.node())
 
 
 def part_of(count: int) -> slice:

@@ -21,7 +21,7 @@ from project.environment.search import EpisodeLimits, RetrieverTool
 from project.errors import InputError, RetrievalError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
-from project.ranks import gathered_or_raised, part_of, world
+from project.ranks import first_here, gathered, gathered_or_raised, part_of, world
 from project.records import Episode, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
@@ -137,10 +137,6 @@ class SearchAgent(LightningModule):
 
     def _start_engine(self) -> None:
         if self._engine is None:
-            if self.engine_name == "vllm" and self.device.type == "cuda" and world()[1] > 1:
-                raise InputError(
-                    "model.engine=vllm would start every rank's engine on the first GPU; give engine: servers, one a GPU"
-                )
             folder = self._engine_folder()
             self._engine = make_engine(
                 self.engine_name,
@@ -155,14 +151,17 @@ class SearchAgent(LightningModule):
             )
 
     def _engine_folder(self) -> str:
-        """Return a folder whose vocabulary holds the dialect's tokens; a model that lacks them is written out with them."""
+        """Return a folder whose vocabulary holds the dialect's tokens; a model without them is written out, once a machine."""
         if not self._new_ids:
             return self.model_path
         from project.modules.policy import Policy, export_merged
 
-        policy = Policy(self.model_path, self.tokenizer, self._new_ids, None)
-        self._scratch = tempfile.TemporaryDirectory(prefix="seeker-model-")
-        return str(export_merged(policy, self.tokenizer, self.settings, Path(self._scratch.name) / "model"))
+        writer, written = first_here(), ""
+        if writer == world()[0]:
+            policy = Policy(self.model_path, self.tokenizer, self._new_ids, None)
+            self._scratch = tempfile.TemporaryDirectory(prefix="seeker-model-")
+            written = str(export_merged(policy, self.tokenizer, self.settings, Path(self._scratch.name) / "model"))
+        return gathered(written)[writer]
 
     def on_test_start(self) -> None:
         """Start the engine once Lightning has set up its process group."""

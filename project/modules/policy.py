@@ -368,6 +368,7 @@ def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folde
             del config.quantization_config
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(config, dtype=base.dtype)
+        plain.should_save_on_this_rank = lambda is_main_process: is_main_process  # else only the first of all machines writes
         plain.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
         (partial / SETTINGS_FILE).write_text(json.dumps(settings.__dict__, indent=1) + "\n")

@@ -5,6 +5,7 @@ beside a live retrieval server; the metrics of each update that trained are prin
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from project.modules.ppo_settings import PPOSettings  # noqa: E402
 from project.rewards.answer import AnswerReward  # noqa: E402
 from project.writing import write_rows  # noqa: E402
 
+RANKS = int(os.environ.get("WORLD_SIZE", "1"))
+"""As torchrun sets them."""
 COUNTRIES = ("Peru", "Japan", "Kenya", "Norway")  # `work / "index"` has a passage on each
 
 
@@ -42,7 +45,8 @@ class Watch(Callback):
 
 def main(folder: str, work: Path, changes: dict) -> None:
     questions = ({"id": c, "question": f"What is {c}?", "answers": ["a country"], "group": c} for c in COUNTRIES)
-    write_rows(work / "questions.jsonl", questions)
+    if os.environ.get("RANK", "0") == "0":
+        write_rows(work / "questions.jsonl", questions)
     numbers = {"episodes_per_question": 2, "minibatch_episodes": 8, "micro_episodes": 4} | changes.pop("ppo", {})
     plain = changes.get("sync") == "adapter" or "servers" in changes  # these cannot take token rows of our own
     module = PPO(
@@ -57,12 +61,14 @@ def main(folder: str, work: Path, changes: dict) -> None:
     )
     watch = Watch()
     trainer = Trainer(
-        accelerator="cpu", precision="bf16-mixed", max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=work, callbacks=[watch], log_every_n_steps=1,
+        accelerator="cpu", devices=RANKS, strategy="ddp" if RANKS > 1 else "auto", precision="bf16-mixed", max_epochs=1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=work, callbacks=[watch], log_every_n_steps=1,
     )  # fmt: skip
     passes = 3 if module.ppo.overlap else 2
     trainer.fit(module, QuestionDataModule(work / "questions.jsonl", batch_questions=4, train_passes=passes))
     updates = [found for found in watch.updates if "ppo/kl" in found]
+    trainer.strategy.barrier()  # the first rank has written the model
     print("RESULT " + json.dumps({"updates": updates, "files": sorted(p.name for p in (work / "merged").iterdir())}))
 
 

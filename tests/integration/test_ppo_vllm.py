@@ -16,7 +16,8 @@ from project.records import Passage
 pytestmark = pytest.mark.slow
 
 
-WAYS = {"merged": {}, "adapter": {"sync": "adapter"}, "beside": {"ppo": {"overlap": True}}}
+WAYS = {"merged": {}, "adapter": {"sync": "adapter"}, "beside": {"ppo": {"overlap": True}}, "ranks": {}}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 PASSAGES = [Passage(c.lower(), c, f"{c} is a country.") for c in ("Peru", "Japan", "Kenya", "Norway")]
 
 
@@ -25,19 +26,27 @@ def result(request, default_model_dir, tmp_path_factory):
     if importlib.util.find_spec("vllm") is None:
         reason = "vLLM is not installed"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    found = updates(default_model_dir, tmp_path_factory.mktemp("ppo"), WAYS[request.param])
+    launcher = TORCHRUN if request.param == "ranks" else []
+    found = updates(default_model_dir, tmp_path_factory.mktemp("ppo"), WAYS[request.param], launcher)
     return found | {"stale": int(request.param == "beside")}
 
 
-def updates(model, work, changes) -> dict:
-    """Run two updates with these arguments, and return what they logged."""
+def updates(model, work, changes, launcher=()) -> dict:
+    """Run two updates with these arguments, and return what they logged; all ranks must have logged the same."""
     (work / "index").mkdir()
     write_index(work / "index", PASSAGES)  # here: vLLM does not start where bm25s has loaded llvmlite
-    command = [sys.executable, str(Path(__file__).with_name("ppo_updates.py")), str(model), str(work), json.dumps(changes)]
+    script = str(Path(__file__).with_name("ppo_updates.py"))
+    command = [sys.executable, *launcher, script, str(model), str(work), json.dumps(changes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(lines[-1].removeprefix("RESULT "))
+    found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    for update, others in zip(found[0]["updates"], found[-1]["updates"], strict=True):
+        own = ("time/", "speed/", "memory/")
+        assert {k: v for k, v in others.items() if not k.startswith(own)} == approx(
+            {k: v for k, v in update.items() if not k.startswith(own)}, abs=1e-6, nan_ok=True
+        )
+    return found[0]
 
 
 def test_the_engine_samples_from_the_policy_that_is_trained(result):

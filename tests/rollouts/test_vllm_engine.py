@@ -175,3 +175,34 @@ def test_a_vllm_that_does_not_start_is_one_sentence(kind: type[Exception], monke
     said = r"^vLLM does not start on nowhere \(No available memory for the cache blocks\.\); .*lower model\.engine_memory"
     with pytest.raises(EngineError, match=said):
         vllm.VLLMEngine("nowhere", 128)
+
+
+def test_each_rank_has_an_engine_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM reads them: its default would put every rank's engine on the first GPU."""
+    seen = {}
+
+    def start(**options: object) -> None:
+        seen.update(options, rank=os.environ["RANK"], device=os.environ["LOCAL_RANK"])
+        raise ValueError
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+    monkeypatch.setattr(vllm, "world", lambda: (3, 4))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(EngineError):
+        vllm.VLLMEngine("nowhere", 128)
+    assert (seen["distributed_executor_backend"], seen["rank"], seen["device"]) == ("external_launcher", "3", "3")
+    assert (os.environ["LOCAL_RANK"], os.environ.get("RANK")) == ("1", None)
+
+
+def test_a_rank_alone_has_vllm_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+
+    def start(**options: object) -> None:
+        seen.update(options)
+        raise ValueError
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
+    with pytest.raises(EngineError):
+        vllm.VLLMEngine("nowhere", 128)
+    assert "distributed_executor_backend" not in seen

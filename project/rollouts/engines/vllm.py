@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from project.errors import EngineError
+from project.ranks import world
 from project.rollouts.engines.protocol import Generation, Sampling, preserved_rng
 from project.rollouts.engines.weights import WeightFolders
 
@@ -63,7 +66,7 @@ class VLLMEngine:
         more |= {"enable_sleep_mode": True} if sleeps else {}
         self._sleeps, self._asleep, self._sleep_level = sleeps, False, 2 if lora_rank is None else 1
         try:
-            with preserved_rng():
+            with preserved_rng(), _among_ranks() as ranks:
                 self._llm: Any = LLM(
                     model=model_path,
                     max_model_len=context_tokens,
@@ -75,6 +78,7 @@ class VLLMEngine:
                     seed=seed,
                     disable_log_stats=True,
                     **more,
+                    **ranks,
                 )
         except (ValueError, RuntimeError) as error:  # of memory, which its engine raises as either, or of the model
             said = " ".join(str(error).split())
@@ -205,6 +209,24 @@ class VLLMEngine:
             )
         self._llm.reset_prefix_cache()
         self.version += 1
+
+
+@contextmanager
+def _among_ranks() -> Iterator[dict[str, Any]]:
+    """Yield what has vLLM build an engine of its own on each rank and its GPU, inside the process group that there is."""
+    rank, size = world()
+    if size == 1:
+        yield {}
+        return
+    device = torch.cuda.current_device() if torch.cuda.is_available() else rank
+    held = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK")}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(device)}
+    try:
+        yield {"distributed_executor_backend": "external_launcher"}
+    finally:
+        for name, value in held.items():
+            os.environ.pop(name)
+            os.environ |= {} if value is None else {name: value}
 
 
 def _rank_limit(rank: int) -> int:
