@@ -21,7 +21,7 @@ from project.environment.search import EpisodeLimits, RetrieverTool
 from project.errors import InputError, RetrievalError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
-from project.ranks import first_here, gathered, gathered_or_raised, part_of, world
+from project.ranks import first_here, gathered_or_raised, part_of, world
 from project.records import Episode, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
@@ -156,12 +156,16 @@ class SearchAgent(LightningModule):
             return self.model_path
         from project.modules.policy import Policy, export_merged
 
-        writer, written = first_here(), ""
-        if writer == world()[0]:
+        writer = first_here()
+
+        def write() -> str:
+            if writer != world()[0]:
+                return ""
             policy = Policy(self.model_path, self.tokenizer, self._new_ids, None)
             self._scratch = tempfile.TemporaryDirectory(prefix="seeker-model-")
-            written = str(export_merged(policy, self.tokenizer, self.settings, Path(self._scratch.name) / "model"))
-        return gathered(written)[writer]
+            return str(export_merged(policy, self.tokenizer, self.settings, Path(self._scratch.name) / "model"))
+
+        return gathered_or_raised(write)[writer]
 
     def on_test_start(self) -> None:
         """Start the engine once Lightning has set up its process group."""

@@ -391,7 +391,6 @@ class PPO(RolloutAgent):
         """Take a step on this rank's micro-batches, together with all ranks."""
         optimizer, policy = self._optimizers()[0].optimizer, self.policy
         assert policy is not None
-        optimizer.zero_grad()
         metrics: dict[str, Tensor] = {}
         for batch in micro:
             loss, found = self._loss(batch, batch["token_weights"] * step.scale, step.divisor)
@@ -407,6 +406,7 @@ class PPO(RolloutAgent):
         metrics |= found | {"grad_norm": clip_gradients(trained, self.ppo.max_grad_norm)}
         # Lightning's own optimizer would count each of an update's steps in `global_step`
         self.trainer.strategy.optimizer_step(optimizer, closure=_nothing)
+        optimizer.zero_grad()  # before the engine takes the memory
         self._moved = self._moved or bool(metrics["grad_norm"] > 0)
         return metrics
 
@@ -439,7 +439,6 @@ class PPO(RolloutAgent):
         """Take a step of the critic on this rank's losses, together with all ranks."""
         assert self.critic is not None
         optimizer, sums = self._optimizers()[1].optimizer, dict[str, Tensor]()
-        optimizer.zero_grad()
         for make in losses:
             loss, found = make()
             self._backward(loss)
@@ -448,6 +447,7 @@ class PPO(RolloutAgent):
         check_finite(self)
         clip_gradients(self.critic.parameters(), self.ppo.max_grad_norm)
         optimizer.step()
+        optimizer.zero_grad()
         return summed(sums)
 
     # --- logs -----------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def updates(model, work, changes, launcher=()) -> dict:
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-4000:]
     found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    assert len(found) == (2 if launcher else 1)
     for update, others in zip(found[0]["updates"], found[-1]["updates"], strict=True):
         own = ("time/", "speed/", "memory/")
         assert {k: v for k, v in others.items() if not k.startswith(own)} == approx(

@@ -166,18 +166,19 @@ def test_sleep_without_a_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
         vllm.VLLMEngine("nowhere", 128, sleeps=True)
 
 
-@pytest.mark.parametrize("kind", [ValueError, RuntimeError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, AssertionError, torch.OutOfMemoryError])
 def test_a_vllm_that_does_not_start_is_one_sentence(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     def start(**_: object) -> None:
         raise kind("No available memory\n  for the cache blocks.")
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
-    said = r"^vLLM does not start on nowhere \(No available memory for the cache blocks\.\); .*lower model\.engine_memory"
+    said = r"^vLLM does not start on nowhere \(No available memory for the cache blocks\.\); its memory is model\.engine_memory"
     with pytest.raises(EngineError, match=said):
         vllm.VLLMEngine("nowhere", 128)
 
 
-def test_each_rank_has_an_engine_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cuda", "device"), [(False, "3"), (True, "1")])
+def test_each_rank_has_an_engine_on_its_own_device(cuda: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As vLLM reads them: its default would put every rank's engine on the first GPU."""
     seen = {}
 
@@ -187,12 +188,14 @@ def test_each_rank_has_an_engine_on_its_own_device(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=start))
     monkeypatch.setattr(vllm, "world", lambda: (3, 4))
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # the second GPU of the second machine
+    monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(EngineError):
         vllm.VLLMEngine("nowhere", 128)
-    assert (seen["distributed_executor_backend"], seen["rank"], seen["device"]) == ("external_launcher", "3", "3")
-    assert (os.environ["LOCAL_RANK"], os.environ.get("RANK")) == ("1", None)
+    assert (seen["distributed_executor_backend"], seen["rank"], seen["device"]) == ("external_launcher", "3", device)
+    assert (os.environ["LOCAL_RANK"], os.environ.get("RANK")) == ("0", None)
 
 
 def test_a_rank_alone_has_vllm_choose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,3 +209,22 @@ def test_a_rank_alone_has_vllm_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError):
         vllm.VLLMEngine("nowhere", 128)
     assert "distributed_executor_backend" not in seen
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with pytest.raises(EngineError, match="the trainer is on 1; hide the others from both by CUDA_VISIBLE_DEVICES=1"):
+        vllm.VLLMEngine("nowhere", 128)
+
+
+def test_an_engine_that_finds_no_room_to_wake_is_one_sentence() -> None:
+    engine, llm = sleeper(2)
+    engine.sleep()
+
+    def wake_up(**_: object) -> None:
+        raise RuntimeError("CUDA Error: out of memory\n at cumem_allocator.cpp:62")
+
+    llm.wake_up = wake_up  # type: ignore[method-assign, assignment]
+    with pytest.raises(
+        EngineError, match=r"does not wake beside the training \(CUDA Error: out of memory at \S+\); lower model"
+    ):
+        engine.sync([])
+    assert engine.version == 0

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from project.errors import EngineError
-from project.ranks import world
+from project.ranks import first_here, gathered_or_raised, world
 from project.rollouts.engines.protocol import Generation, Sampling, preserved_rng
 from project.rollouts.engines.weights import WeightFolders
 
@@ -80,11 +80,10 @@ class VLLMEngine:
                     **more,
                     **ranks,
                 )
-        except (ValueError, RuntimeError) as error:  # of memory, which its engine raises as either, or of the model
-            said = " ".join(str(error).split())
+        except (ValueError, RuntimeError, AssertionError) as error:  # of memory, which it raises as any, or of the model
             raise EngineError(
-                f"vLLM does not start on {model_path} ({said:.300}); where that is memory or length, lower model.engine_memory "
-                "or limits.context_tokens"
+                f"vLLM does not start on {model_path} ({_line(error)}); its memory is model.engine_memory, its length "
+                "limits.context_tokens"
             ) from error
         torch.set_num_threads(threads)
         dtype: Any = self._llm.llm_engine.vllm_config.model_config.dtype
@@ -167,24 +166,51 @@ class VLLMEngine:
 
     def _wake(self, *tags: str) -> None:
         """Take memory again for `weights`, `kv_cache` or both; what the trainer's allocator holds unused goes first."""
-        if self._asleep:
-            torch.cuda.empty_cache()
+        if not self._asleep:
+            return
+        torch.cuda.empty_cache()
+        try:
             self._asleep = not self._llm.wake_up(tags=list(tags))
+        except RuntimeError as error:
+            raise EngineError(
+                f"vLLM does not wake beside the training ({_line(error)}); lower model.engine_memory, and go on with "
+                "--ckpt_path last"
+            ) from error
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> float:
         """Reload full weights, reset the prefix cache, raise the version; return the share of values that changed.
 
         What changes is counted in the engine's dtype: a delta that its rounding takes away has not arrived.
         """
-        with self._weights.written(weights) as (folder, changed):
-            with preserved_rng():
-                self._wake("weights")
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-                self._llm.collective_rpc(_renew_tied_head)
-                self._wake("kv_cache")
-            self._llm.reset_prefix_cache()
+        with self._written(weights) as (folder, changed):
+            gathered_or_raised(lambda: self._reload(folder))
         self.version += 1
         return changed
+
+    @contextmanager
+    def _written(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[Path, float]]:
+        """Yield the folder that this machine's first rank writes, and the share of values that changed."""
+        writer = first_here()
+        with ExitStack() as stack:
+
+            def write() -> tuple[Path, float] | None:
+                if world()[0] == writer:
+                    return stack.enter_context(self._weights.written(weights))
+                for _ in weights:  # whose shards all ranks gather together
+                    pass
+                return None
+
+            written = gathered_or_raised(write)[writer]
+            assert written is not None
+            yield written
+
+    def _reload(self, folder: Path) -> None:
+        with preserved_rng():
+            self._wake("weights")
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            self._llm.collective_rpc(_renew_tied_head)
+            self._wake("kv_cache")
+        self._llm.reset_prefix_cache()
 
     def sync_adapter(self, folder: Path) -> None:
         """Generate with the LoRA adapter of a folder from now on, as PEFT saves it; the one before is let go of.
@@ -215,10 +241,15 @@ class VLLMEngine:
 def _among_ranks() -> Iterator[dict[str, Any]]:
     """Yield what has vLLM build an engine of its own on each rank and its GPU, inside the process group that there is."""
     rank, size = world()
+    device = torch.cuda.current_device() if torch.cuda.is_available() else rank
     if size == 1:
+        if device:
+            raise EngineError(
+                f"vLLM in process starts on the first GPU, and the trainer is on {device}; hide the others from both "
+                f"by CUDA_VISIBLE_DEVICES={device} and trainer.devices: 1"
+            )
         yield {}
         return
-    device = torch.cuda.current_device() if torch.cuda.is_available() else rank
     held = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK")}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(device)}
     try:
@@ -227,6 +258,11 @@ def _among_ranks() -> Iterator[dict[str, Any]]:
         for name, value in held.items():
             os.environ.pop(name)
             os.environ |= {} if value is None else {name: value}
+
+
+def _line(error: Exception) -> str:
+    """Return what vLLM says, in one line that may be read."""
+    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
 
 
 def _rank_limit(rank: int) -> int:
