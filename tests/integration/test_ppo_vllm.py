@@ -54,7 +54,10 @@ def test_the_engine_samples_from_the_policy_that_is_trained(result):
     first, second = result["updates"]
     assert first["train/staleness"] == second["train/staleness"] == result["stale"]
     assert first["ppo/kl"] == approx(0, abs=1e-6)
-    assert abs(second["ppo/kl"]) > 1e-4, "the second update's episodes must come from a policy that moved"
+    if result["stale"]:  # its episodes come from before the first update, so that the estimate of the KL may be of any size
+        assert second["ppo/engine_gap"] > 1.5 * first["ppo/engine_gap"], "the policy must have moved since"
+    else:
+        assert abs(second["ppo/kl"]) > 1e-4, "the second update's episodes must come from a policy that moved"
     for update in (first, second):
         assert update["ppo/engine_gap"] < (0.4 if result["stale"] else 0.1)  # one update's step is in it
         assert update["train/generated_tokens"] > 1
