@@ -17,7 +17,7 @@ from project.errors import InputError
 from project.files import read_records
 from project.overlap import marks, refuse_overlap
 from project.records import Question, Row
-from project.rewards.constraints import Constraints
+from project.rewards.constraints import check_constraints
 
 
 @dataclass
@@ -205,5 +205,5 @@ class QuestionDataModule(LightningDataModule):
 def _read(row: Row) -> Question:
     """Read a question, and refuse constraints that no answer could be checked by."""
     question = Question.from_row(row)
-    Constraints.of(question)
+    check_constraints(question)
     return question

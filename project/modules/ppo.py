@@ -215,8 +215,9 @@ class PPO(RolloutAgent):
         """Roll out and train a batch; return its episodes and the rows that were trained."""
         with self.timed("rollout"):
             episodes, scores = self._episodes_of(batch)
+        with self.timed("sync"):
             assert self._engine is not None
-            self._engine.sleep()  # until the sync
+            self._engine.sleep()
         return episodes, self._learn(episodes, scores)
 
     def _learn_beside(self, batch: list[Question]) -> tuple[list[Episode], list[TrainingRow]]:

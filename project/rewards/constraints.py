@@ -10,7 +10,6 @@ import string
 import unicodedata
 from dataclasses import dataclass, fields
 
-from project.answers import exact_match
 from project.records import Question, Row
 
 SECONDS = 0.5
@@ -34,7 +33,7 @@ class Constraints:
         """Read a question's own.
 
         Raises:
-            ValueError: they are none of these, or not of their types, or no gold answer keeps them.
+            ValueError: they are none of these, or not of their types.
         """
         row = question.extra_info.get("constraints")
         if row is None:
@@ -43,13 +42,7 @@ class Constraints:
         if not isinstance(row, dict) or not set(row) <= set(names):
             msg = f"extra_info.constraints is {row!r:.90}; give an object with {', '.join(names[:-1])} or {names[-1]}"
             raise ValueError(msg)
-        found = cls(_words(row), _pattern(row), _phrases(row))
-        if question.answers and not any(found.kept(answer) == 1 for answer in question.answers):
-            msg = (
-                f"no answer of {list(question.answers)!r:.90} keeps extra_info.constraints; write one in the form that is asked"
-            )
-            raise ValueError(msg)
-        return found
+        return cls(_words(row), _pattern(row), _phrases(row))
 
     def kept(self, answer: str | None) -> float:
         """Return the share of the constraints that an answer keeps: 1 where there are none, 0 for no answer."""
@@ -65,10 +58,16 @@ class Constraints:
         return sum(kept) / len(kept) if kept else 1.0
 
 
-def instructions_kept(question: Question, answer: str | None) -> float:
-    """Return the share of a question's constraints that an answer keeps; a right refusal keeps all."""
-    refused = not question.answers and exact_match(answer, ())
-    return 1.0 if refused else Constraints.of(question).kept(answer)
+def check_constraints(question: Question) -> None:
+    """Refuse constraints that no gold answer keeps: the answer that breaks them would earn more than one that keeps them.
+
+    Raises:
+        ValueError: so it is, or they cannot be read.
+    """
+    asked, golds = Constraints.of(question), question.answers
+    if golds and not any(asked.kept(answer) == 1 for answer in golds):
+        msg = f"no answer of {list(golds)!r:.90} keeps extra_info.constraints; write one in the form that is asked"
+        raise ValueError(msg)
 
 
 def _plain(text: str) -> str:

@@ -94,13 +94,12 @@ class Judge:
 
     def _verdicts(self, prompt: PromptName, inquiries: Sequence[str | float]) -> list[float]:
         """Return a verdict for each, those of them that are one as they are."""
-        keys = [inquiry if isinstance(inquiry, float) else self._key(self._messages(prompt, inquiry)) for inquiry in inquiries]
-        told = dict(zip(keys, inquiries, strict=True))
-        asked = {key: self._messages(prompt, str(told[key])) for key in keys if isinstance(key, str)}
+        told = [inquiry if isinstance(inquiry, float) else self._messages(prompt, inquiry) for inquiry in inquiries]
+        asked = {self._key(messages): messages for messages in told if not isinstance(messages, float)}
         found = self._held(asked)
         if missing := {key: messages for key, messages in asked.items() if key not in found}:
             found |= asyncio.run(self._ask(prompt, missing))
-        return [found[key] if isinstance(key, str) else key for key in keys]
+        return [messages if isinstance(messages, float) else found[self._key(messages)] for messages in told]
 
     def _messages(self, prompt: PromptName, told: str) -> Messages:
         return [{"role": "system", "content": _read(Path(getattr(self, prompt)))}, {"role": "user", "content": told}]

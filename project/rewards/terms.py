@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from project.answers import cover_exact_match, normalise_answer
+from project.answers import cover_exact_match, exact_match, normalise_answer
 from project.dialects import SEARCH_TOKEN, assistant_spans
 from project.records import Episode, FinishReason, SpanKind
-from project.rewards import constraints
+from project.rewards.constraints import Constraints
 
 RESULT_TAGS = ("<information>", "<tool_response>")
 SAME_QUERY = 0.8
@@ -92,8 +92,9 @@ def supported(episode: Episode) -> float:
 
 
 def instructions_kept(episode: Episode) -> float:
-    """Return the share of the question's constraints that the answer keeps; 1 where it has none."""
-    return constraints.instructions_kept(episode.question, episode.answer)
+    """Return the share of the question's constraints that the answer keeps; 1 where it has none, or is a right refusal."""
+    refused = not episode.question.answers and exact_match(episode.answer, ())
+    return 1.0 if refused else Constraints.of(episode.question).kept(episode.answer)
 
 
 def extra_searches(episode: Episode) -> int:

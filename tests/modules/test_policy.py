@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from tiny import byte_tokenizer, tiny_model_folder
+from transformers.distributed import mixin
 
 from project.errors import InputError
 from project.modules.policy import (
@@ -229,6 +230,15 @@ def test_exported_folder_is_complete(tied, tmp_path):
     assert again.chat_template == tokenizer.chat_template
     assert again("<|SEARCH|>x", add_special_tokens=False)["input_ids"] == [258, ord("x")]
     assert loaded_logits(folder).shape[-1] == 260
+
+
+def test_a_rank_that_is_not_the_first_of_all_writes_where_it_is_told_to(folder, tmp_path, monkeypatch):
+    """transformers itself would leave the weights out: the first rank of another machine writes for its engines."""
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
+    tokenizer, new_ids = load_tokenizer(str(folder), SETTINGS.make_dialect())
+    exported = export_merged(Policy(str(folder), tokenizer, new_ids, None), tokenizer, SETTINGS, tmp_path / "merged")
+    assert {"config.json", "model.safetensors"} <= {path.name for path in exported.iterdir()}
 
 
 def test_trap_14_an_adapter_that_binds_to_nothing_is_an_error():

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from project.records import Question
-from project.rewards.constraints import Constraints, instructions_kept
+from project.records import Episode, FinishReason, Question
+from project.rewards import terms
+from project.rewards.constraints import Constraints, check_constraints
 
 
 def question(constraints, *answers: str) -> Question:
@@ -83,11 +84,15 @@ def test_a_question_whose_gold_answers_all_break_its_constraints_is_refused():
     """Else the answer that breaks them would earn more than one that keeps them."""
     form = {"pattern": r"\d{4}-\d{2}-\d{2}"}
     with pytest.raises(ValueError, match=r"no answer of \['1 May 1931'\] keeps extra_info.constraints; write one in the form"):
-        Constraints.of(question(form, "1 May 1931"))
-    assert Constraints.of(question(form, "1 May 1931", "1931-05-01")).pattern == form["pattern"]
+        check_constraints(question(form, "1 May 1931"))
+    check_constraints(question(form, "1 May 1931", "1931-05-01"))
+    check_constraints(question(form))
 
 
 def test_a_right_refusal_keeps_what_only_an_answer_can():
+    def instructions_kept(asked, answer):
+        return terms.instructions_kept(Episode(asked, (), (), FinishReason.ANSWER, answer))
+
     assert instructions_kept(question({"pattern": r"\d{4}"}), "unknown") == 1
     assert instructions_kept(question({"pattern": r"\d{4}"}, "1931"), "unknown") == 0
     assert instructions_kept(question({"pattern": r"\d{4}"}), "a hall") == 0

@@ -135,9 +135,8 @@ class VLLMEngine:
                         future.set_result(output)
                 await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001 - every caller that waits gets it
-            first, _, _ = str(error).partition("\n")
             for future in (future for future in self._waiting.values() if not future.done()):
-                failed = EngineError(f"vLLM failed while generating: {first}")
+                failed = EngineError(f"vLLM failed while generating: {_line(error)}")
                 failed.__cause__ = error
                 future.set_exception(failed)
             self._waiting.clear()
@@ -221,20 +220,24 @@ class VLLMEngine:
         from vllm.lora.request import LoRARequest
 
         old, number = self._adapter, next(self._adapter_ids)  # never one that vLLM has loaded: it would keep that
-        self._adapter = LoRARequest(f"update-{number}", number, str(folder))
+        adapter = LoRARequest(f"update-{number}", number, str(folder))
+        gathered_or_raised(lambda: self._swap(adapter, old))
+        self._adapter = adapter
+        self.version += 1
+
+    def _swap(self, adapter: Any, old: Any) -> None:  # noqa: ANN401 - vLLM's LoRARequest
         with preserved_rng():
             self._wake("weights", "kv_cache")
-            self._llm.llm_engine.add_lora(self._adapter)
+            self._llm.llm_engine.add_lora(adapter)
             if old is not None:
                 self._llm.llm_engine.remove_lora(old.lora_int_id)
-            [(bound, left_out), *_] = self._llm.collective_rpc(_bound_layers, args=(number,))
+            [(bound, left_out), *_] = self._llm.collective_rpc(_bound_layers, args=(adapter.lora_int_id,))
         if left_out or not bound:
             named = ", ".join(left_out) or "any"
             raise EngineError(
                 f"vLLM bound {bound} of the adapter's {bound + len(left_out)} layers, not {named:.90}; give model.sync: merge"
             )
         self._llm.reset_prefix_cache()
-        self.version += 1
 
 
 @contextmanager
