@@ -17,6 +17,7 @@ from lightning import LightningModule
 from project.corpus.engines.http import HttpRetriever
 from project.corpus.index import MANIFEST
 from project.corpus.serving.handle import ServerHandle
+from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits, RetrieverTool
 from project.errors import InputError, RetrievalError
 from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
@@ -148,7 +149,13 @@ class SearchAgent(LightningModule):
                 lora_rank=self._adapter_rank,
                 memory=self.engine_memory,
                 sleeps=self._engine_sleeps,
+                requests=self._episodes_at_once(),
             )
+
+    def _episodes_at_once(self) -> int | None:
+        """Return how many episodes this rank has running at once, at most, or None where the data do not say."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return -(-data.eval_batch_questions // world()[1]) if isinstance(data, QuestionDataModule) else None
 
     def _engine_folder(self) -> str:
         """Return a folder whose vocabulary holds the dialect's tokens; a model without them is written out, once a machine."""

@@ -207,6 +207,7 @@ class PPO(RolloutAgent):
         with self.timed("update"):
             rolled, rows = self._learn_beside(batch) if self.ppo.overlap else self._learn_after(batch)
             with self.timed("sync"):
+                return_freed_memory()  # what the training held, before the weights are there twice
                 self._sync()
         self._count_update()
         self._log_times(rolled, rows)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from project.datamodules.question import QuestionDataModule
 from project.errors import EngineError, InputError, TrainingError
 from project.losses import chunked_logprobs
 from project.modules.adapter_checkpoint import AdapterCheckpoint
@@ -159,6 +160,13 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
             asked, left = asked + others, flat_questions(more, their_scores)
             episodes, scores = episodes + more, scores + their_scores
         return episodes, scores
+
+    def _episodes_at_once(self) -> int | None:
+        """Return an update's, where there is training: validation, whose batches are larger, may wait for room."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self.trainer.training or not isinstance(data, QuestionDataModule):
+            return super()._episodes_at_once()
+        return -(-data.batch_questions * self.ppo.episodes_per_question // world()[1])
 
     def _rollout(self, batch: list[Question], first: int) -> list[Episode]:
         """Return the batch's episodes; `first` numbers them in the update."""

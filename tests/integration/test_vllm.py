@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +30,11 @@ def result(default_model_dir):
 def test_greedy_generation_is_sensible_and_ends(result):
     assert "Paris" in result["text"]
     assert set(result["finish"]) <= {"stop", "length"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's cache is a share of its memory")
+def test_the_cache_holds_the_requests_that_run_at_once_whole_and_no_more(result):
+    assert result["cache"] == [24 * 512 // 128 + 1, 128]  # one is vLLM's own
 
 
 def test_logprobs_are_those_of_the_sampling_distribution(result):

@@ -35,10 +35,12 @@ def main(folder):
     torch.manual_seed(0)
     policy = Policy(folder, tokenizer, [], LoRA())
     random.seed(5), torch.manual_seed(5)
-    engine = make_engine("vllm", folder, 512)
+    engine = make_engine("vllm", folder, 512, requests=24)
     drawn = random.random(), float(torch.rand(()))
     random.seed(5), torch.manual_seed(5)
     result = {"rng_kept": drawn == (random.random(), float(torch.rand(())))}
+    cache = engine._llm.llm_engine.vllm_config.cache_config
+    result["cache"] = [cache.num_gpu_blocks, cache.block_size]
     filler = "Answer in a few words. " * 50  # longer than a block of the prefix cache
     opening = f"<|im_start|>system\n{filler}<|im_end|>\n<|im_start|>user\nWhat is the capital of "
     prompts = [renderer.encode(f"{opening}{c}?<|im_end|>\n<|im_start|>assistant\n") for c in ("France", "Japan", "Peru")]

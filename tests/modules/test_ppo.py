@@ -123,6 +123,25 @@ def test_the_episodes_searched_and_the_reward_varied(trained):
         assert sum(r >= 1 for r in rewards) == sum(r == 0 for r in rewards) == 4  # every second one is right
 
 
+@pytest.mark.parametrize(("ranks", "at_once"), [(1, 8), (3, 3)])
+def test_the_engine_is_made_for_an_updates_episodes(ranks, at_once, folder, index, questions, tmp_path, monkeypatch):
+    asked = {}
+
+    def start(_name, model, *_, **options):
+        asked.update(options)
+        return Script(model)
+
+    monkeypatch.setattr("project.modules.agent.make_engine", start)
+    module = make(folder, index=index, engine=None)
+    fit(module, questions, tmp_path, steps=1)
+    assert asked["requests"] == 8  # of two questions, four each
+    monkeypatch.setattr("project.modules.rollout_agent.world", lambda: (0, ranks))
+    module.trainer.training = True
+    assert module._episodes_at_once() == at_once
+    module.trainer.testing = True
+    assert module._episodes_at_once() == 64
+
+
 def test_at_update_0_kl_is_0_and_every_ratio_1(trained):
     """The reference is the model without its adapter, and a fresh adapter changes nothing."""
     first = trained.micro[0]

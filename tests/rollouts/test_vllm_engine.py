@@ -17,6 +17,36 @@ from project.errors import EngineError
 from project.rollouts.engines import Sampling, vllm, weights
 
 
+@pytest.fixture(autouse=True)
+def vllm_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of vLLM about a model, of SmolLM2-135M's shape; its own answer is asked in `test_vllm.py`."""
+    shape = SimpleNamespace(
+        get_num_layers=lambda _: 30, get_num_kv_heads=lambda _: 3, get_head_size=lambda: 64, dtype=torch.bfloat16
+    )
+    asked = SimpleNamespace(create_model_config=lambda: shape)
+    monkeypatch.setitem(sys.modules, "vllm.config", SimpleNamespace(ParallelConfig=lambda: None))
+    monkeypatch.setitem(sys.modules, "vllm.engine", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", SimpleNamespace(EngineArgs=lambda **_: asked))
+
+
+BYTES = 128 * 2 * 30 * 3 * 64 * 2
+"""In a block of 128 tokens: keys and values of 30 layers with 3 heads of 64 numbers, of 2 bytes each."""
+
+
+@pytest.mark.parametrize(
+    ("context", "requests", "expected"),
+    [
+        (1024, 16, 16 * 8 * BYTES),
+        (1025, 16, 16 * 9 * BYTES),
+        (1024, 64, 1 << 30),
+        (1024, None, 1 << 30),
+        (65536, 2, 512 * BYTES),  # more than a gigabyte for one
+    ],
+)
+def test_the_cache_is_for_what_runs_at_once(context: int, requests: int | None, expected: int) -> None:
+    assert vllm._cache_bytes("folder", context, requests) == expected + BYTES  # a block is vLLM's own
+
+
 def test_weights_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = tmp_path / "shared"
     monkeypatch.setattr(weights, "shared_folder", lambda: shared)

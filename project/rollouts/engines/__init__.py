@@ -23,6 +23,7 @@ def make_engine(
     lora_rank: int | None = None,
     memory: float | None = None,
     sleeps: bool = False,
+    requests: int | None = None,
 ) -> Engine:
     """Start an engine on a model folder (`transformers` also takes a loaded causal LM).
 
@@ -37,6 +38,7 @@ def make_engine(
         lora_rank: largest rank of the adapters that `vllm` will be given; None where it is given full weights.
         memory: share of a GPU's memory that `vllm` takes; None leaves it to vLLM.
         sleeps: `vllm` may be asked to `sleep`.
+        requests: how many `vllm` runs at once, at most; None where that is not known.
 
     Raises:
         EngineError: vLLM is asked for and not installed, or to sleep without a GPU, or a server is not as it must be.
@@ -48,7 +50,7 @@ def make_engine(
     if name == "vllm":
         from project.rollouts.engines.vllm import VLLMEngine
 
-        return VLLMEngine(str(model), context_tokens, seed, lora_rank, memory, sleeps=sleeps)
+        return VLLMEngine(str(model), context_tokens, seed, lora_rank, memory, sleeps=sleeps, requests=requests)
     from project.rollouts.engines.transformers import TransformersEngine
 
     return TransformersEngine(model, seed, alone=alone)

@@ -22,6 +22,11 @@ from project.ranks import first_here, gathered_or_raised, world
 from project.rollouts.engines.protocol import Generation, Sampling, preserved_rng
 from project.rollouts.engines.weights import WeightFolders
 
+CACHE = 1 << 30
+"""Most bytes of KV cache on a CPU, unless one context needs more."""
+BLOCK = 128
+"""Tokens in a block of it, by vLLM's default on a CPU."""
+
 
 class VLLMEngine:
     """Continuous batching in this process: a finished request resolves at once while the others go on."""
@@ -35,6 +40,7 @@ class VLLMEngine:
         memory: float | None = None,
         *,
         sleeps: bool = False,
+        requests: int | None = None,
     ) -> None:
         """Start vLLM on a model folder.
 
@@ -45,6 +51,7 @@ class VLLMEngine:
             lora_rank: largest rank of the adapters that `sync_adapter` gives; None for an engine that takes full weights.
             memory: share of a GPU's memory, weights and KV cache together; None leaves it to vLLM.
             sleeps: give that memory back while the engine sleeps.
+            requests: how many run at once, at most; None where that is not known. On a CPU the KV cache is made for them.
 
         Raises:
             EngineError: vLLM is not installed, does not start on the model in this memory, or is to sleep without a GPU.
@@ -66,6 +73,8 @@ class VLLMEngine:
         more |= {"enable_sleep_mode": True} if sleeps else {}
         self._sleeps, self._asleep, self._sleep_level = sleeps, False, 2 if lora_rank is None else 1
         try:
+            if not torch.cuda.is_available():
+                more |= {"kv_cache_memory_bytes": _cache_bytes(model_path, context_tokens, requests)}
             with preserved_rng(), _among_ranks() as ranks:
                 self._llm: Any = LLM(
                     model=model_path,
@@ -266,6 +275,23 @@ def _among_ranks() -> Iterator[dict[str, Any]]:
 def _line(error: Exception) -> str:
     """Return what vLLM says, in one line that may be read."""
     return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
+
+
+def _cache_bytes(model_path: str, context_tokens: int, requests: int | None) -> int:
+    """Return the bytes of KV cache that whole contexts of all `requests` fill, if that is less than `CACHE`.
+
+    What vLLM has no room for it begins anew later, with other tokens than its seed gives undisturbed.
+    """
+    from vllm.config import ParallelConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    model, alone = EngineArgs(model=model_path, max_model_len=context_tokens).create_model_config(), ParallelConfig()
+    dtype: Any = model.dtype
+    values = 2 * model.get_num_layers(alone) * model.get_num_kv_heads(alone) * model.get_head_size()
+    block: int = BLOCK * values * dtype.itemsize
+    one = -(-context_tokens // BLOCK) * block
+    held = max(one, CACHE if requests is None else min(CACHE, one * requests))
+    return held + block  # which vLLM keeps for itself
 
 
 def _rank_limit(rank: int) -> int:

@@ -39,20 +39,26 @@ class WeightFolders:
     def written(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[Path, float]]:
         """Give a folder with the weights, which is there until the block ends, and the share of values that changed.
 
-        Weights whose block fails count as never taken.
+        Once a block has failed, what changes is counted from the model's own weights again.
 
         Raises:
             EngineError: the folder cannot be written, or the engine could not take a tied head that changed.
         """
-        state = {name: tensor.detach().to("cpu", self._dtype, copy=True) for name, tensor in weights}
-        last = self._last if self._last is not None else self._own_weights()
-        changed = share_changed(state, last)
+        last, self._last = self._last if self._last is not None else self._own_weights(), None
+        state, moved = dict[str, Tensor](), list[str]()
+        changed = total = 0
+        for name, tensor in weights:
+            state[name] = new = tensor.detach().to("cpu", self._dtype, copy=True)
+            if (old := last.pop(name, None)) is not None:  # gone at once, so that both are never held whole
+                differ = int((new != old).sum())
+                changed, total = changed + differ, total + new.numel()
+                moved += [name] if differ else []
         if self._head_stays:
-            self._check_head(state, last)
+            self._check_head({name: state[name] for name in moved})
         with self._new_folder() as folder:
             with _said(folder):
                 _write(state, local_folder(self._model), folder)
-            yield folder, changed
+            yield folder, changed / max(1, total)
         self._last = state
 
     @contextmanager
@@ -104,13 +110,12 @@ class WeightFolders:
         finally:
             shutil.rmtree(folder)
 
-    def _check_head(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> None:
+    def _check_head(self, changed: dict[str, Tensor]) -> None:
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(local_folder(self._model)).get_text_config()
-        rows = config.vocab_size if config.tie_word_embeddings else -1
-        for name, tensor in new.items():
-            if tensor.shape[0:1] == (rows,) and name in old and not torch.equal(tensor, old[name]):
+        for name, tensor in changed.items():
+            if config.tie_word_embeddings and tensor.shape[0:1] == (config.vocab_size,):
                 raise EngineError(
                     f"{name} has changed, which is the model's head too, and vLLM on a CPU goes on with the head that it "
                     "started with; train an adapter that leaves it alone, in a model.precision that does not round it, or take "
@@ -154,13 +159,6 @@ def remove_left_behind() -> None:
         owner = path.name.removeprefix(PREFIX).partition("-")[0]
         if owner.isdigit() and not _is_alive(int(owner)):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def share_changed(new: dict[str, Tensor], old: dict[str, Tensor]) -> float:
-    """Return the share of values that differ, over the tensors that both hold."""
-    changed = sum(int((tensor != old[name]).sum()) for name, tensor in new.items() if name in old)
-    total = sum(tensor.numel() for name, tensor in new.items() if name in old)
-    return changed / max(1, total)
 
 
 def _write(state: dict[str, Tensor], model: Path, folder: Path) -> None:
