@@ -138,6 +138,7 @@ def run(
     force: bool = False,
     full: bool = False,
     chunks: Callable[[Sequence[Path]], Iterator[Readable]] | None = None,
+    here: bool = False,
 ) -> Counter[str] | None:
     """Apply a program to files, and return its counts; None where the outputs are there already, made the same way.
 
@@ -154,25 +155,26 @@ def run(
         force: replace outputs that were made otherwise.
         full: no output may stay empty; without it not all of them may.
         chunks: reads the inputs; by default files of rows.
+        here: apply the program in this process: it need not be one that can be sent.
 
     Raises:
         InputError: an input is missing, empty, or holds no row that the program takes; an output would be an input, is there
             and was made otherwise, would be empty, or does not fit on the disk.
     """
     rejects = rejected_path(next(iter(outputs.values())))
-    refuse_inputs((*outputs.values(), rejects), inputs)
     if chunks is None:
         chunks = chunked
         for path in inputs:
             kind_of(path)
-    planned = plan(name, parameters, inputs)
-    if is_made(planned, list(outputs.values()), force=force) and not (strict and rejects.exists()):
+    if is_there(name, inputs, outputs, parameters, strict=strict, force=force):
         return None
+    planned = plan(name, parameters, inputs)
     with ExitStack() as stack:
         sinks = {output: stack.enter_context(Sink(path)) for output, path in outputs.items()}
         refused = stack.enter_context(Sink(rejects))
         work = partial(_work, program, {output: path.name for output, path in outputs.items()})
-        results = stack.enter_context(in_processes(name, work, chunks(inputs)))
+        read = chunks(inputs)
+        results = map(work, read) if here else stack.enter_context(in_processes(name, work, read))
         counts = _write(results, sinks, refused, strict=strict)
         _refuse_empty(sinks, counts, full=full)
         for sink in sinks.values():
@@ -183,6 +185,21 @@ def run(
     if not refused.rows:
         rejects.unlink(missing_ok=True)
     return counts
+
+
+def is_there(
+    name: str,
+    inputs: Sequence[Path],
+    outputs: Mapping[str, Path],
+    parameters: Mapping[str, Any],
+    *,
+    strict: bool = False,
+    force: bool = False,
+) -> bool:
+    """Return whether `run` would have nothing to do; see there for the arguments and for what is refused."""
+    rejects = rejected_path(next(iter(outputs.values())))
+    refuse_inputs((*outputs.values(), rejects), inputs)
+    return is_made(plan(name, parameters, inputs), list(outputs.values()), force=force) and not (strict and rejects.exists())
 
 
 def rejected_path(output: Path) -> Path:

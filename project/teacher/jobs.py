@@ -1,0 +1,418 @@
+"""A job: a program asks a teacher about each row, many at once, and can be killed at any moment.
+
+Every reply, and what the program made of each row, goes into the journal beside the output. When no row is left, the rows that
+were made are written in the input's order, as any data program writes them (`streams.py`). Running the same command again
+repeats no request that was answered: what is there already is read, and the job goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiolimiter import AsyncLimiter
+
+from project.errors import InputError, SeekerError
+from project.records import Row
+from project.streams import ROW_ERRORS, Made, Marks, Placed, chunked, is_there, run
+from project.teacher.client import Endpoint, Failed, Reply, Request, Sampling, Teacher, TeacherError
+from project.teacher.journal import Journal, key_of
+from project.teacher.progress import Progress
+from project.writing import dumps
+
+FAILURES = 5
+"""Requests in a row that fail, each with all its repetitions, before the teacher counts as down."""
+ROWS = 2
+"""Rows in work for each request in flight: while some search or wait, the others ask."""
+LETTERS_A_TOKEN = 4
+"""For estimates of what a prompt takes."""
+ESTIMATED = 200
+"""Rows whose prompts are looked at for an estimate."""
+
+
+class Interrupted(SeekerError):
+    """The user ended the job; it can go on."""
+
+
+class Stopped(Exception):
+    """The job ends: no new request is begun."""
+
+
+class Asker:
+    """What a program asks about one row."""
+
+    def __init__(self, row: str, ask: Callable[[Request], Awaitable[Reply]]) -> None:
+        self.row = row
+        self.counts: Counter[str] = Counter()
+        self._ask = ask
+
+    async def ask(
+        self,
+        messages: Sequence[Row],
+        sampling: Sampling,
+        *,
+        attempt: int = 0,
+        turn: int = 0,
+        tools: Sequence[Row] = (),
+        schema: Row | None = None,
+    ) -> Reply:
+        """Return the teacher's reply, from the journal where it is there.
+
+        Args:
+            messages: as OpenAI writes them.
+            sampling: how to sample; the seed is the job's, the row's and the request's.
+            attempt: number of the try at the row.
+            turn: number of the request within the try.
+            tools: schemas that the teacher may call.
+            schema: JSON schema of the reply.
+
+        Raises:
+            ValueError: the teacher does not take the request, or says nothing: the reason why the row is rejected.
+        """
+        reply = await self._ask(Request(self.row, tuple(messages), sampling, attempt, turn, tuple(tools), schema))
+        self.counts += Counter({"requests": 1, "prompt tokens": reply.prompt_tokens, "reply tokens": reply.completion_tokens})
+        return reply
+
+
+Make = Callable[[Row, Asker, Made], Awaitable[None]]
+"""Asks what it must and puts what it makes of a row; it raises one of `ROW_ERRORS` for a row that gives nothing."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A program that asks a teacher."""
+
+    name: str
+    """`seeker data qas`."""
+    version: int
+    """Of the program: what another version asked is asked anew."""
+    make: Make
+    parameters: Mapping[str, Any]
+    """What else decides what it makes of a row, as JSON: its options, and its prompts' text."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a verb was told, beside what its program needs."""
+
+    inputs: Sequence[Path]
+    outputs: Mapping[str, Path]
+    teacher: Teacher
+    seed: int = 0
+    strict: bool = False
+    force: bool = False
+    dry_run: bool = False
+    yes: bool = False
+
+
+def journal_path(output: Path) -> Path:
+    """Return where a job keeps what it has finished."""
+    return output.with_name(f"{output.name}.journal.jsonl")
+
+
+def do(maker: Maker, job: Job) -> Counter[str] | None:
+    """Do a job, and return its counts; None where its outputs are there already, or for a dry run.
+
+    Raises:
+        InputError: see `streams.run`; another job has the same output; or the price may be too high.
+        TeacherError: the teacher is down, or refuses everything.
+        Interrupted: by the user.
+    """
+    return asyncio.run(_do(maker, job))
+
+
+async def _do(maker: Maker, job: Job) -> Counter[str] | None:
+    if job.dry_run:
+        print_estimate(await estimate(maker, job), job.teacher)
+        return None
+    async with Endpoint(job.teacher) as endpoint:
+        decided = {**maker.parameters, "maker": maker.version, "teacher": endpoint.model, "seed": job.seed}
+        if is_there(maker.name, job.inputs, job.outputs, decided, strict=job.strict, force=job.force):
+            return None
+        if job.teacher.most_price is not None and not job.yes:
+            check_price(await estimate(maker, job), job.teacher)
+        with Journal(journal_path(next(iter(job.outputs.values())))) as journal:
+            work = Work(maker, job, endpoint, journal, decided)
+            await work.do_all()
+            name, program = maker.name, work.made
+            return run(name, program, job.inputs, job.outputs, decided, strict=job.strict, force=job.force, here=True)
+
+
+@dataclass
+class Work:
+    """A job that is being done."""
+
+    maker: Maker
+    job: Job
+    endpoint: Endpoint
+    journal: Journal
+    decided: Row
+    """What decides the outputs, beside the inputs."""
+    failed: list[Row] = field(default_factory=list)
+    """Rows that the teacher has failed once: they are tried again when all others are done."""
+
+    def __post_init__(self) -> None:
+        """Begin with nothing asked."""
+        self._slots = asyncio.Semaphore(self.job.teacher.max_concurrent)
+        rate = self.job.teacher.tokens_per_minute
+        self._rate = AsyncLimiter(rate) if rate else None
+        self._failures = 0
+        self._stopped: SeekerError | None = None
+        self.progress = Progress(self.maker.name, self.job.teacher)
+
+    async def do_all(self) -> None:
+        """Work on all rows until none is left that could be made.
+
+        Raises:
+            TeacherError: the teacher is down.
+            Interrupted: by the user.
+        """
+        with self.progress.shown(), self._interruptible():
+            await self._all(rows_of(self.job.inputs), self._fail_for_now)
+            if self._stopped is None and self.failed:
+                await self.endpoint.check()  # did they fail because it is down?
+                await self._all(((row, 1.0) for row in self.failed), self._fail_for_good)
+        if self._stopped is not None:
+            raise self._stopped
+
+    async def _all(self, rows: Iterator[tuple[Row, float]], fail: Callable[[Row, str], None]) -> None:
+        """Work on rows, as many at once as may be."""
+
+        async def work() -> None:
+            for row, share in rows:
+                if self._stopped is not None:
+                    return
+                await self._row(row, fail)
+                self.progress.share = max(self.progress.share, share)
+
+        await asyncio.gather(*(work() for _ in range(ROWS * self.job.teacher.max_concurrent)))
+
+    async def _row(self, row: Row, fail: Callable[[Row, str], None]) -> None:
+        key = self._key(row)
+        if key in self.journal:
+            self.progress.held += 1
+            return
+        asker, made = Asker(row_id(row), self._ask), Made()
+        try:
+            async with asyncio.timeout(self.job.teacher.row_seconds):
+                await self.maker.make(row, asker, made)
+            self._keep(key, _entry(made, asker.counts))
+            self.progress.accepted += 1
+        except Stopped:
+            pass
+        except Failed as error:
+            fail(row, f"the teacher failed: {error}")
+        except TimeoutError:
+            fail(row, f"took over teacher.row_seconds={self.job.teacher.row_seconds:g}")
+        except ROW_ERRORS as error:
+            self._reject(row, str(error), asker.counts)
+        except SeekerError as error:
+            self._stop(error)
+
+    def _fail_for_now(self, row: Row, reason: str) -> None:
+        del reason
+        self.failed.append(row)
+
+    def _fail_for_good(self, row: Row, reason: str) -> None:
+        self._reject(row, reason, Counter())
+
+    def _reject(self, row: Row, reason: str, counts: Counter[str]) -> None:
+        self._keep(self._key(row), {"rejected": reason, "counts": dict(counts)})
+        self.progress.rejected[reason] += 1
+
+    def _key(self, row: Row) -> str:
+        return key_of("row", self.maker.name, self.decided, row)
+
+    def _keep(self, key: str, found: Row) -> None:
+        if key not in self.journal:  # the same row may stand twice
+            self.journal.add(key, found)
+
+    async def _ask(self, request: Request) -> Reply:
+        key = request.key(self.endpoint.model, self.job.seed, self.maker.version)
+        if (held := self.journal.get(key)) is not None:
+            return Reply.from_row(held["reply"])
+        if self._rate is not None:
+            await self._rate.acquire(min(_prompt_tokens(request) + request.sampling.max_tokens, self._rate.max_rate))
+        async with self._slots:
+            if self._stopped is not None:
+                raise Stopped
+            try:
+                with self.progress.in_flight():
+                    reply = await self.endpoint.ask(request, int(key[:8], 16) >> 1)
+            except Failed as error:
+                self._fail(error)
+                raise
+        self._failures = 0
+        self._keep(key, {"row": request.row, "reply": reply.to_row()})
+        self.progress.count(reply)
+        return reply
+
+    def _fail(self, error: Failed) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES:
+            self._stop(
+                TeacherError(
+                    f"the teacher {self.endpoint.model} at {self.job.teacher.base_url} failed {self._failures} times in a row "
+                    f"({error}); {self.journal.path} holds what it said before: run the same command again when it is up"
+                )
+            )
+
+    def _stop(self, error: SeekerError) -> None:
+        """Begin nothing more; what is in flight ends, and is kept."""
+        self._stopped = self._stopped or error
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Stop at the first Ctrl-C or SIGTERM, and at the second at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop, whole, signals = asyncio.get_running_loop(), asyncio.current_task(), (signal.SIGINT, signal.SIGTERM)
+        assert whole is not None
+
+        def interrupt() -> None:
+            if self._stopped is not None:
+                whole.cancel()
+            self._stop(Interrupted(f"interrupted; {self.journal.path} holds what is done: run the same command again to go on"))
+            self.progress.say("ending when what is in flight has ended; once more ends it now")
+
+        for one in signals:
+            loop.add_signal_handler(one, interrupt)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._stopped is None:
+                raise
+            whole.uncancel()
+        finally:
+            for one in signals:
+                loop.remove_signal_handler(one)
+
+    def made(self, rows: Sequence[Placed], made: Made) -> Iterator[tuple[Placed, str]]:
+        """Fill in what was made of a chunk's rows, and yield those that gave nothing: the program of `streams.run`."""
+        for placed in rows:
+            found = self.journal.get(self._key(placed.row))
+            assert found is not None
+            if "rejected" in found:
+                made.counts.update(found["counts"])
+                yield placed, found["rejected"]
+            else:
+                made.add(_made(found))
+
+
+def rows_of(inputs: Sequence[Path]) -> Iterator[tuple[Row, float]]:
+    """Yield the rows that can be read, each with the share of the input that ends with its chunk."""
+    for chunk in chunked(inputs):
+        for _, row, _ in chunk.rows():
+            if isinstance(row, dict):
+                yield row, chunk.share
+
+
+def row_id(row: Row) -> str:
+    """Return a row's id, or where it has none a digest of it."""
+    return str(row["id"]) if "id" in row else hashlib.sha256(dumps(row).encode()).hexdigest()[:16]
+
+
+def _entry(made: Made, counts: Counter[str]) -> Row:
+    marks = {output: [[one.once, one.alike, one.named] for one in of] for output, of in made.marks.items()}
+    return {"rows": made.rows, "marks": marks, "counts": dict(made.counts + counts)}
+
+
+def _made(entry: Row) -> Made:
+    marks = {
+        output: [Marks(tuple(once), tuple(alike), tuple(named) if named else None) for once, alike, named in of]
+        for output, of in entry["marks"].items()
+    }
+    return Made(entry["rows"], marks, Counter(entry["counts"]))
+
+
+# --- before anything is asked ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job will ask at first, each row's first request alone."""
+
+    rows: int
+    prompt_tokens: int
+    """Of all rows, by the letters of some."""
+    reply_tokens: int
+    """At most."""
+    request: Request | None
+    """The first of all."""
+
+
+class _Asked(Exception):
+    """Carries the first request about a row."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+
+async def estimate(maker: Maker, job: Job) -> Estimate:
+    """Return what a job will ask; nothing is asked."""
+    count, asked = 0, list[Request]()
+    for row, _ in rows_of(job.inputs):
+        count += 1
+        if count <= ESTIMATED and (request := await _first(maker, row)) is not None:
+            asked.append(request)
+    share = count / max(1, min(count, ESTIMATED))
+    prompts = sum(_prompt_tokens(request) for request in asked)
+    replies = sum(request.sampling.max_tokens for request in asked)
+    return Estimate(count, round(share * prompts), round(share * replies), asked[0] if asked else None)
+
+
+async def _first(maker: Maker, row: Row) -> Request | None:
+    """Return what would be asked first about a row; None where that is nothing."""
+
+    async def catch(request: Request) -> Reply:
+        raise _Asked(request)
+
+    try:
+        await maker.make(row, Asker(row_id(row), catch), Made())
+    except _Asked as asked:
+        return asked.request
+    except ROW_ERRORS:
+        pass
+    return None
+
+
+def check_price(found: Estimate, teacher: Teacher) -> None:
+    """Refuse a job that may cost more than it should."""
+    price = teacher.price(found.prompt_tokens, found.reply_tokens)
+    if teacher.most_price is not None and price > teacher.most_price:
+        raise InputError(
+            f"the first request of each of {found.rows:,} rows may cost {price:,.2f}, over teacher.most_price="
+            f"{teacher.most_price:g}; raise that, or give --yes true"
+        )
+
+
+def print_estimate(found: Estimate, teacher: Teacher) -> None:
+    """Print what a job would ask first, and how much of it there is."""
+    from rich.console import Console
+
+    console = Console()
+    if found.request is not None:
+        for message in found.request.messages:
+            console.print(f"[{message['role']}]", style="bold", markup=False)
+            console.print(str(message.get("content") or dumps(message)), markup=False, highlight=False)
+        console.print(f"{found.request.sampling}", markup=False)
+    price = teacher.price(found.prompt_tokens, found.reply_tokens)
+    console.print(
+        f"{found.rows:,} rows; their first requests have about {found.prompt_tokens:,} tokens of prompts and at most "
+        f"{found.reply_tokens:,} of replies" + (f", and cost at most about {price:,.2f}" if price else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _prompt_tokens(request: Request) -> int:
+    return len(dumps([request.messages, request.tools])) // LETTERS_A_TOKEN

@@ -1,0 +1,312 @@
+"""Jobs against an endpoint with faults (DESIGN §8.3, §8.6): no row is lost and none doubled, proven by counting."""
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from echo_job import ECHO, job
+from openai_stub import Stub, completion
+
+from project.errors import InputError
+from project.files import read_rows
+from project.teacher import jobs
+from project.teacher.client import Sampling, TeacherError
+from project.teacher.jobs import Interrupted, Maker, do, journal_path
+
+
+def rows_of(path):
+    return [row for _, row in read_rows(path)]
+
+
+def expected(count):
+    return [{"id": f"q{i}", "said": f"said again said row {i}"} for i in range(count)]
+
+
+def test_rows_come_in_the_inputs_order_with_as_many_requests_in_flight_as_may_be(given, tmp_path):
+    path, out = given(60), tmp_path / "out.jsonl"
+    with Stub(latency=0.05) as stub:
+        counts = do(ECHO, job(stub.url, path, out))
+        assert rows_of(out) == expected(60)
+        assert stub.most_together == 8
+        assert counts == {
+            "rows read": 60, "rows written": 60, "echoes": 60, "requests": 120, "prompt tokens": 1200, "reply tokens": 600,
+        }  # fmt: skip
+        assert do(ECHO, job(stub.url, path, out)) is None
+        assert len(stub.asked) == 120
+    manifest = json.loads(out.with_name("out.jsonl.manifest.json").read_text())
+    assert manifest["parameters"] == {"words": "any", "maker": 1, "teacher": "stub", "seed": 0}
+    assert manifest["counts"]["rows written"] == 60
+
+
+def test_the_next_request_goes_out_when_one_ends_and_not_when_all_have(given, tmp_path):
+    """One request takes as long as twenty others: with barriers of 4 the job would take five such times and more."""
+    path, out = given(40), tmp_path / "out.jsonl"
+    slow = {"row 0", "row 8", "row 16", "row 24", "row 32"}
+
+    def reply(asked, _):
+        return completion(f"said {asked['messages'][-1]['content']}")
+
+    async def sleepy(row, asker, made):
+        await asker.ask([{"role": "user", "content": row["text"]}], Sampling())
+        made.put("rows", {"id": row["id"]})
+
+    class Uneven(Stub):
+        async def _answer(self, request):
+            body = await request.json()
+            self.latency = 1.0 if body["messages"][-1]["content"] in slow else 0.02
+            return await super()._answer(request)
+
+    with Uneven(reply) as stub:
+        stub.jitter = type("Even", (), {"random": staticmethod(lambda: 0.5)})()
+        started = time.perf_counter()
+        do(Maker("sleepy", 1, sleepy, {}), job(stub.url, path, out, concurrent=8))
+        assert time.perf_counter() - started < 3.0
+
+
+def test_killed_at_any_moment_it_goes_on_and_repeats_no_request_that_was_kept(given, tmp_path):
+    path, out, whole = given(150), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    script, draw = Path(__file__).with_name("echo_job.py"), random.Random(0)
+    with Stub(latency=0.02) as stub:
+        command = [sys.executable, str(script), stub.url, str(path), str(out), "8"]
+        for _ in range(3):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            asked = len(stub.asked)
+            while len(stub.asked) < asked + draw.randrange(20, 60):
+                time.sleep(0.005)
+            process.kill()
+            process.wait()
+            assert not out.exists()
+        subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        assert rows_of(out) == expected(150)
+        assert len(stub.counts) == 300, "no request was left out"
+        assert len(stub.asked) <= 300 + 3 * 8, "only what was in flight is asked again"
+        do(ECHO, job(stub.url, path, whole))
+    assert whole.read_bytes() == out.read_bytes()
+    lines = [json.loads(line) for line in journal_path(out).read_text().splitlines()]
+    assert max(Counter(line["key"] for line in lines).values()) == 1
+
+
+def test_faults_of_the_endpoint_lose_no_row(given, tmp_path):
+    """Connections lost, 429 and 503 in storms, cut JSON, nothing said, pages of HTML: each passes."""
+    path, out, draw = given(200), tmp_path / "out.jsonl", random.Random(1)
+    faults = [None, 429, 503, '{"id": "1", "choices": [{"mess', "<html>busy</html>", completion(""), {"choices": []}]
+
+    def reply(asked, before):
+        wrong = before == 0 and draw.random() < 0.3
+        return draw.choice(faults) if wrong else completion(f"said {asked['messages'][-1]['content']}")
+
+    with Stub(reply) as stub:
+        stub.headers = {"retry-after-ms": "5"}
+        counts = do(ECHO, job(stub.url, path, out))
+        assert rows_of(out) == expected(200)
+        assert len(stub.asked) > 400
+    assert counts["rows written"] == 200
+    assert not out.with_name("out.jsonl.rejected.jsonl").exists()
+
+
+def test_the_pause_that_the_endpoint_asks_for_is_made(given, tmp_path):
+    path, out, times = given(1), tmp_path / "out.jsonl", []
+
+    def reply(asked, before):
+        times.append(time.perf_counter())
+        return 429 if len(times) == 1 else completion("x")
+
+    with Stub(reply) as stub:
+        stub.headers = {"retry-after": "2"}
+        do(ECHO, job(stub.url, path, out))
+    assert 1.9 < times[1] - times[0] < 3.5
+
+
+def test_an_endpoint_that_is_killed_and_started_again_in_the_midst_of_a_job(given, tmp_path):
+    path, out = given(80), tmp_path / "out.jsonl"
+    first = Stub(latency=0.05).__enter__()
+    done = {}
+    thread = threading.Thread(target=lambda: done.update(counts=do(ECHO, job(first.url, path, out))))
+    thread.start()
+    while len(first.asked) < 40:
+        time.sleep(0.005)
+    first.__exit__()
+    time.sleep(1)
+    with Stub(latency=0.01, port=first.port):
+        thread.join()
+    assert rows_of(out) == expected(80)
+    assert done["counts"]["rows written"] == 80
+
+
+def test_an_endpoint_that_stays_down_stops_the_job_and_the_same_command_goes_on(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("project.teacher.client.RETRIES", 1)
+    path, out = given(80), tmp_path / "out.jsonl"
+
+    def reply(asked, _):
+        return 503 if len(stub.asked) > 50 else completion(f"said {asked['messages'][-1]['content']}")
+
+    with Stub(reply) as stub:
+        stub.headers = {"retry-after-ms": "1"}
+        with pytest.raises(
+            TeacherError, match=r"^the teacher stub at .* failed 5 times in a row \(.*503.*run the same command"
+        ):
+            do(ECHO, job(stub.url, path, out))
+        assert not out.exists()
+        kept = len(journal_path(out).read_text().splitlines())
+        assert kept >= 50
+        stub.reply = lambda asked, _: completion(f"said {asked['messages'][-1]['content']}")
+        before = len(stub.asked)
+        do(ECHO, job(stub.url, path, out))
+        assert len(stub.asked) - before == 160 - 50
+    assert rows_of(out) == expected(80)
+
+
+def test_a_teacher_that_is_down_at_the_start_is_one_sentence(given, tmp_path):
+    with Stub() as stub:
+        pass
+    with pytest.raises(
+        TeacherError, match=r"^the teacher at http://127.0.0.1:\d+/v1 does not list its models \(.*start it, or"
+    ):
+        do(ECHO, job(stub.url, given(1), tmp_path / "out.jsonl"))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".db", ".jsonl"]
+
+
+def test_rows_that_fail_are_listed_with_the_reason_and_are_not_in_the_data(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("project.teacher.client.RETRIES", 1)
+    path, out = given(30), tmp_path / "out.jsonl"
+    wrong = {"row 3": 400, "row 7": 500, "row 11": completion("  "), "row 13": 422}
+
+    def reply(asked, _):
+        text = asked["messages"][-1]["content"]
+        return wrong.get(text) or completion(f"said {text}")
+
+    with Stub(reply) as stub:
+        stub.headers = {"retry-after-ms": "1"}
+        counts = do(ECHO, job(stub.url, path, out, concurrent=2))
+        assert rows_of(out) == [row for row in expected(30) if row["id"] not in ("q3", "q7", "q11", "q13")]
+        rejected = rows_of(out.with_name("out.jsonl.rejected.jsonl"))
+    assert [(row["row"]["id"], row["line"]) for row in rejected] == [("q3", 4), ("q7", 8), ("q11", 12), ("q13", 14)]
+    for row, reason in zip(rejected, ("refuses the request: Bad", "failed: Internal", "says nothing", "refuses"), strict=True):
+        assert reason in row["reason"]
+    assert counts["rows read"] == counts["rows written"] + 4
+    assert stub.counts[json.dumps([{"role": "user", "content": "row 7"}])] == 4, "twice, each with a repetition"
+
+
+def test_a_key_that_is_wrong_stops_at_once_and_is_never_shown(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret-key")
+    with Stub(lambda *_: 401) as stub:
+        with pytest.raises(TeacherError, match=r"refuses all requests .*and the key in MY_KEY$") as error:
+            do(ECHO, job(stub.url, given(50), tmp_path / "out.jsonl", concurrent=1, key_variable="MY_KEY"))
+        assert set(stub.keys) == {"Bearer secret-key"}
+        assert len(stub.asked) == 1
+    assert "secret" not in str(error.value)
+    assert "secret" not in journal_path(tmp_path / "out.jsonl").read_text()
+
+
+def test_ctrl_c_ends_what_is_in_flight_and_says_how_to_go_on(given, tmp_path):
+    path, out = given(400), tmp_path / "out.jsonl"
+    script = Path(__file__).with_name("echo_job.py")
+    with Stub(latency=0.1) as stub:
+        command = [sys.executable, str(script), stub.url, str(path), str(out), "8"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while len(stub.asked) < 40:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "holds what is done: run the same command again to go on" in said
+        assert not out.exists()
+        replies = [line for line in journal_path(out).read_text().splitlines() if '"reply"' in line]
+        assert len(replies) == len(stub.asked), "each request that was in flight was waited for and kept"
+        subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        assert len(stub.asked) == 800, "none was asked twice"
+    assert rows_of(out) == expected(400)
+
+
+def test_a_rate_of_tokens_is_kept(given, tmp_path):
+    """20 requests of 1,000 tokens at 60,000 a minute, of which the first minute's may come at once: 20 more take 1 s each."""
+    path, out = given(63), tmp_path / "out.jsonl"
+
+    async def once(row, asker, made):
+        await asker.ask([{"role": "user", "content": row["text"]}], Sampling(max_tokens=990))
+        made.put("rows", {"id": row["id"]})
+
+    with Stub() as stub:
+        started = time.perf_counter()
+        do(Maker("once", 1, once, {}), job(stub.url, path, out, tokens_per_minute=60_000, concurrent=64))
+        assert 2.0 < time.perf_counter() - started < 8.0
+
+
+def test_a_row_that_takes_too_long_is_rejected(given, tmp_path):
+    async def wait(row, asker, made):
+        await asker.ask([{"role": "user", "content": row["text"]}], Sampling())
+        await asyncio.sleep(5 if row["id"] == "q1" else 0)
+        made.put("rows", {"id": row["id"]})
+
+    with Stub() as stub:
+        do(Maker("wait", 1, wait, {}), job(stub.url, given(3), tmp_path / "out.jsonl", row_seconds=0.5))
+    assert [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["q0", "q2"]
+    [rejected] = rows_of(tmp_path / "out.jsonl.rejected.jsonl")
+    assert rejected["reason"] == "took over teacher.row_seconds=0.5"
+
+
+def test_a_dry_run_asks_nothing_and_shows_the_first_request(given, tmp_path, capsys):
+    options = {"input_price": 2.0, "output_price": 12.0}
+    assert do(ECHO, job("http://127.0.0.1:1/v1", given(10), tmp_path / "out.jsonl", dry_run=True, **options)) is None
+    said = capsys.readouterr().out
+    assert "row 0" in said
+    # [[{"role":"user","content":"row 0"}],[]] has 41 letters: 10 tokens; 10 * (10 * 2 + 2048 * 12) / 1e6
+    assert "10 rows; their first requests have about 100 tokens of prompts and at most 20,480 of replies" in said
+    assert "about 0.25" in said
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".db", ".jsonl"]
+
+
+def test_a_job_over_the_price_wants_yes(given, tmp_path):
+    path, out, priced = given(10), tmp_path / "out.jsonl", {"output_price": 10.0, "most_price": 0.1}
+    with Stub() as stub:
+        with pytest.raises(InputError, match=r"may cost 0\.20, over teacher\.most_price=0\.1; raise that, or give --yes true$"):
+            do(ECHO, job(stub.url, path, out, **priced))
+        assert not stub.asked
+        do(ECHO, job(stub.url, path, out, yes=True, **priced))
+    assert rows_of(out) == expected(10)
+
+
+def test_what_decides_a_reply_is_asked_anew_when_it_changes(given, tmp_path):
+    path, out = given(5), tmp_path / "out.jsonl"
+    with Stub() as stub:
+        do(ECHO, job(stub.url, path, out))
+        with pytest.raises(
+            InputError, match=r"was made with seed=0, now 1; give another name, or replace it with --force true$"
+        ):
+            do(ECHO, job(stub.url, path, out, seed=1))
+        do(ECHO, job(stub.url, path, out, seed=1, force=True))
+        assert len(stub.asked) == 20
+        assert len({asked["seed"] for asked in stub.asked}) == 20
+        other = Maker("echo", 1, ECHO.make, {"words": "some"})
+        do(other, job(stub.url, path, out, seed=1, force=True))  # made otherwise of the same replies
+        assert len(stub.asked) == 20
+        do(Maker("echo", 2, ECHO.make, {}), job(stub.url, path, out, seed=1, force=True))
+        assert len(stub.asked) == 30
+
+
+def test_an_interrupted_job_in_this_process(given, tmp_path, monkeypatch):
+    """The second Ctrl-C ends it at once."""
+    path, out = given(10), tmp_path / "out.jsonl"
+    with Stub(latency=30.0) as stub:
+
+        def interrupt():
+            while stub.together < 8:
+                time.sleep(0.005)
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+                time.sleep(0.3)
+
+        threading.Thread(target=interrupt).start()
+        started = time.perf_counter()
+        with pytest.raises(Interrupted):
+            do(ECHO, job(stub.url, path, out))
+        assert time.perf_counter() - started < 10
+    assert jobs.journal_path(out).exists()
