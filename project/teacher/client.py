@@ -32,7 +32,7 @@ class Failed(Exception):
     """A request went wrong for a reason that may pass; its row can be asked again later."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sampling:
     """How a teacher samples. What is left at its default is not sent."""
 
@@ -43,6 +43,10 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Above 1 against loops; vLLM's, which not every endpoint knows."""
     stop: tuple[str, ...] = ()
+
+    def told(self) -> Row:
+        """Return what a manifest and a request's key hold."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,8 @@ class Request:
 
     def key(self, model: str, seed: int, version: int) -> str:
         """Return what names the reply: all that decides it."""
-        sampling = {name: getattr(self.sampling, name) for name in Sampling.__dataclass_fields__}
         asked = [self.row, self.attempt, self.turn, list(self.messages), list(self.tools), self.schema]
-        return key_of("reply", model, seed, version, asked, sampling)
+        return key_of("reply", model, seed, version, asked, self.sampling.told())
 
 
 @dataclass(frozen=True, slots=True)

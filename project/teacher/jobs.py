@@ -22,7 +22,7 @@ from aiolimiter import AsyncLimiter
 
 from project.errors import InputError, SeekerError
 from project.records import Row
-from project.streams import ROW_ERRORS, Made, Marks, Placed, chunked, is_there, run
+from project.streams import ROW_ERRORS, Made, Marks, Placed, chunked, is_there, print_counts, run
 from project.teacher.client import Endpoint, Failed, Reply, Request, Sampling, Teacher, TeacherError
 from project.teacher.journal import Journal, key_of
 from project.teacher.progress import Progress
@@ -119,20 +119,22 @@ def journal_path(output: Path) -> Path:
 
 
 def do(maker: Maker, job: Job) -> Counter[str] | None:
-    """Do a job, and return its counts; None where its outputs are there already, or for a dry run.
+    """Do a job and print its counts, or what it would ask; return the counts, None where nothing was done.
 
     Raises:
         InputError: see `streams.run`; another job has the same output; or the price may be too high.
         TeacherError: the teacher is down, or refuses everything.
         Interrupted: by the user.
     """
-    return asyncio.run(_do(maker, job))
+    if job.dry_run:
+        print_estimate(asyncio.run(estimate(maker, job)), job.teacher)
+        return None
+    counts = asyncio.run(_do(maker, job))
+    print_counts(maker.name, counts)
+    return counts
 
 
 async def _do(maker: Maker, job: Job) -> Counter[str] | None:
-    if job.dry_run:
-        print_estimate(await estimate(maker, job), job.teacher)
-        return None
     async with Endpoint(job.teacher) as endpoint:
         decided = {**maker.parameters, "maker": maker.version, "teacher": endpoint.model, "seed": job.seed}
         if is_there(maker.name, job.inputs, job.outputs, decided, strict=job.strict, force=job.force):
