@@ -12,9 +12,10 @@ import hashlib
 import signal
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from aiolimiter import AsyncLimiter
 
 from project.errors import InputError, SeekerError
 from project.records import Row
-from project.streams import ROW_ERRORS, Made, Marks, Placed, chunked, is_there, print_counts, run
+from project.streams import ROW_ERRORS, Made, Marks, Placed, Program, Readable, chunked, is_there, print_counts, run
 from project.teacher.client import Endpoint, Failed, Reply, Request, Sampling, Teacher, TeacherError
 from project.teacher.journal import Journal, key_of
 from project.teacher.progress import Progress
@@ -96,7 +97,9 @@ class Maker:
     """Of the program: what another version asked is asked anew."""
     make: Make
     parameters: Mapping[str, Any]
-    """What else decides what it makes of a row, as JSON: its options, and its prompts' text."""
+    """What else decides what it makes of a row, as JSON: its options, and its prompts."""
+    settle: Callable[[Iterable[Made]], Callable[[Made], Made]] | None = None
+    """Looks at what was made of all rows, and returns what to change in each: for what no row can say by itself."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Job:
     force: bool = False
     dry_run: bool = False
     yes: bool = False
+    chunks: Callable[[Sequence[Path]], Iterator[Readable]] = chunked
+    """Reads the inputs; by default files of rows."""
 
 
 def journal_path(output: Path) -> Path:
@@ -144,8 +149,8 @@ async def _do(maker: Maker, job: Job) -> Counter[str] | None:
         with Journal(journal_path(next(iter(job.outputs.values())))) as journal:
             work = Work(maker, job, endpoint, journal, decided)
             await work.do_all()
-            name, program = maker.name, work.made
-            return run(name, program, job.inputs, job.outputs, decided, strict=job.strict, force=job.force, here=True)
+            options = {"strict": job.strict, "force": job.force}
+            return run(maker.name, work.settled(), job.inputs, job.outputs, decided, **options, chunks=job.chunks, here=True)
 
 
 @dataclass
@@ -178,7 +183,7 @@ class Work:
             Interrupted: by the user.
         """
         with self.progress.shown(), self._interruptible():
-            await self._all(rows_of(self.job.inputs), self._fail_for_now)
+            await self._all(rows_of(self.job), self._fail_for_now)
             if self._stopped is None and self.failed:
                 await self.endpoint.check()  # did they fail because it is down?
                 await self._all(((row, 1.0) for row in self.failed), self._fail_for_good)
@@ -298,21 +303,35 @@ class Work:
             for one in signals:
                 loop.remove_signal_handler(one)
 
-    def made(self, rows: Sequence[Placed], made: Made) -> Iterator[tuple[Placed, str]]:
-        """Fill in what was made of a chunk's rows, and yield those that gave nothing: the program of `streams.run`."""
+    def settled(self) -> Program:
+        """Return the program of `streams.run` that writes what was made of the rows."""
+        settle = self.maker.settle
+        return partial(self._made, settle(self._all_made()) if settle else lambda made: made)
+
+    def _all_made(self) -> Iterator[Made]:
+        for row, _ in rows_of(self.job):
+            if "rejected" not in (found := self._found(row)):
+                yield _made(found)
+
+    def _made(self, change: Callable[[Made], Made], rows: Sequence[Placed], made: Made) -> Iterator[tuple[Placed, str]]:
+        """Fill in what was made of a chunk's rows, and yield those that gave nothing."""
         for placed in rows:
-            found = self.journal.get(self._key(placed.row))
-            assert found is not None
+            found = self._found(placed.row)
             if "rejected" in found:
                 made.counts.update(found["counts"])
                 yield placed, found["rejected"]
             else:
-                made.add(_made(found))
+                made.add(change(_made(found)))
+
+    def _found(self, row: Row) -> Row:
+        found = self.journal.get(self._key(row))
+        assert found is not None
+        return found
 
 
-def rows_of(inputs: Sequence[Path]) -> Iterator[tuple[Row, float]]:
+def rows_of(job: Job) -> Iterator[tuple[Row, float]]:
     """Yield the rows that can be read, each with the share of the input that ends with its chunk."""
-    for chunk in chunked(inputs):
+    for chunk in job.chunks(job.inputs):
         for _, row, _ in chunk.rows():
             if isinstance(row, dict):
                 yield row, chunk.share
@@ -362,7 +381,7 @@ class _Asked(Exception):
 async def estimate(maker: Maker, job: Job) -> Estimate:
     """Return what a job will ask; nothing is asked."""
     count, asked = 0, list[Request]()
-    for row, _ in rows_of(job.inputs):
+    for row, _ in rows_of(job):
         count += 1
         if count <= ESTIMATED and (request := await _first(maker, row)) is not None:
             asked.append(request)

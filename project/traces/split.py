@@ -1,4 +1,4 @@
-"""`seeker data split`: conversations -> train, validation and test, by group (DESIGN §8.8).
+"""`seeker data split`: conversations or questions -> train, validation and test, by group (DESIGN §8.8).
 
 A group's place is the hash of its name and the seed, so that adding rows moves nobody, and the sets of several phases split
 alike; only questions that go together as near duplicates can move, with what joins them. With `check` nothing is split: files
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from project.errors import InputError
-from project.records import Conversation, Row
+from project.records import Conversation, Question, Row
 from project.streams import Made, as_paths, chunked, each, print_counts, run
 from project.traces.check import SPLITS, check_files
 from project.traces.near_duplicates import LEAST, MOST, groups_of
@@ -36,11 +36,11 @@ def split(
     strict: bool = False,
     force: bool = False,
 ) -> None:
-    """Split conversations by group into NAME_train, NAME_validation and NAME_test, or check files that are split.
+    """Split conversations or questions by group into NAME_train, NAME_validation and NAME_test, or check files that are split.
 
     Args:
-        input_file: one or several files of conversations, as seeker data phases writes them; to check, files of conversations
-            or questions whose names end with _train, _validation or _test.
+        input_file: one or several files of conversations, as seeker data phases writes them, or of questions; to check, files
+            whose names end with _train, _validation or _test.
         output_dir: the folder for NAME_train.parquet, NAME_validation.parquet and NAME_test.parquet.
         validation_share: the share of the groups that are for validation, from 0 to 1.
         test_share: the share of the groups that are for the test, from 0 to 1.
@@ -50,7 +50,7 @@ def split(
         seed: of the split.
         file_format: jsonl, jsonl.gz or parquet.
         check: write nothing; show that the files' sides share no group, trace, opening, or question with its answer.
-        strict: stop at the first row that is no conversation, instead of listing it in TRAIN_FILE.rejected.jsonl.
+        strict: stop at the first row that is neither, instead of listing it in TRAIN_FILE.rejected.jsonl.
         force: replace sets that were made otherwise.
     """
     if check:
@@ -118,8 +118,7 @@ def _digest(joined: Mapping[str, str]) -> str:
 
 
 def _place(by: str, seed: int, shares: Mapping[str, float], joined: Mapping[str, str], row: Row, made: Made) -> None:
-    conversation = Conversation.from_row(row)
-    group = group_of(conversation, by)
+    group = group_of(Conversation.from_row(row) if "messages" in row else Question.from_row(row), by)
     position = place(joined.get(group, group), seed)
     made.counts["with a question like another"] += group in joined
     for part, share in shares.items():
@@ -130,25 +129,25 @@ def _place(by: str, seed: int, shares: Mapping[str, float], joined: Mapping[str,
     made.put("train", row)
 
 
-def group_of(conversation: Conversation, by: str) -> str:
+def group_of(row: Conversation | Question, by: str) -> str:
     """Return what must not be on two sides.
 
     Raises:
-        ValueError: the conversation has no such thing.
+        ValueError: the row has no such thing.
     """
     if by == "question":
-        found = question_group(conversation.question) if conversation.question else ""
+        found = question_group(row.question) if row.question else ""
     elif by == "group":
-        found = conversation.group
+        found = row.group
         if "|" in found:
-            msg = f"conversation '{conversation.id}' is of several groups, {found}; split by what it is of one of"
+            msg = f"'{row.id}' is of several groups, {found}; split by what it is of one of"
             raise ValueError(msg)
     elif by == "trace":
-        found = str(conversation.extra_info.get("trace_id") or conversation.id)
+        found = str(row.extra_info.get("trace_id") or row.id)
     else:
-        found = str(conversation.extra_info.get(by, ""))
+        found = str(row.extra_info.get(by, ""))
     if not found:
-        msg = f"field '{by}' of conversation '{conversation.id}' is empty, which it is split by"
+        msg = f"field '{by}' of '{row.id}' is empty, which it is split by"
         raise ValueError(msg)
     return found
 

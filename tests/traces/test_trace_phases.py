@@ -265,7 +265,7 @@ def test_check_finds_what_is_shared(tmp_path, capsys):
         (("--validation_share", "0.6", "--test_share", "0.4", "--output_dir", "out"), "leave something to train on"),
         ((), "--output_dir is missing"),
         (("--check", "true"), "does not say which side it is"),
-        (("--output_dir", "out", "--by", "article"), "field 'article' of conversation '1' is empty"),
+        (("--output_dir", "out", "--by", "article"), "field 'article' of '1' is empty"),
     ],
 )
 def test_a_split_that_cannot_be(tmp_path, monkeypatch, capsys, args, said):
