@@ -40,7 +40,7 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
     "text": 1.0,
     "end": 1.0,
 }
-_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 _PROBE = Message("user", "PROBEUSER")
 
 
@@ -337,7 +337,7 @@ def prepare_tokenizer(tokenizer: Any, dialect: Dialect) -> list[int]:  # noqa: A
     special tokens, and a pad token is chosen.
     """
     if not carries_tools(tokenizer):
-        tokenizer.chat_template = _TEMPLATE.read_text(encoding="utf-8")
+        tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")
     tokens = list(DECISION_TOKENS) if dialect.decision_tokens else []
     known = tokenizer.get_vocab()
     for token in ("<|im_start|>", "<|im_end|>"):

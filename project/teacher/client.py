@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from project.errors import InputError, SeekerError
@@ -76,7 +76,7 @@ class Reply:
     """What the teacher said."""
 
     text: str
-    """Without what a server that parses thoughts has put apart."""
+    """Without its thoughts."""
     finish: str
     """`stop`, `length` or `tool_calls`, as the endpoint says."""
     thoughts: str = ""
@@ -100,7 +100,9 @@ class Teacher:
     """Whom to ask, and how fast."""
 
     model: str = ""
-    """As the endpoint names it; the only one that it lists, by default."""
+    """As the endpoint names it, by default the only one that it lists; for an engine in this process, a folder or a hub id."""
+    engine: Literal["endpoint", "vllm", "transformers"] = "endpoint"
+    """`endpoint` is a server; the others run the model in this process."""
     base_url: str = "http://127.0.0.1:8000/v1"
     """Of an OpenAI-compatible endpoint."""
     key_variable: str = "OPENAI_API_KEY"
@@ -268,12 +270,23 @@ class Endpoint:
         return " ".join(f"{type(error).__name__}: {error}".split()).replace(self._secret or "\0", "…")[:500]
 
 
+def parted(text: str) -> tuple[str, str]:
+    r"""Return the thoughts of a text and the rest of it; the first tag may be in the prompt, as DeepSeek-R1's is.
+
+    >>> parted("<think>\nWell.\n</think>\n\nYes.")
+    ('Well.', 'Yes.')
+    """
+    thoughts, tag, rest = text.partition("</think>")
+    return (thoughts.strip().removeprefix("<think>").strip(), rest.lstrip("\n")) if tag else ("", text)
+
+
 def _read(message: Any, finish: str, usage: Any) -> Reply:  # noqa: ANN401 - openai's
     calls: Sequence[Any] = message.tool_calls or ()
+    thoughts, text = parted(message.content or "")
     return Reply(
-        text=message.content or "",
+        text=text,
         finish=finish,
-        thoughts=str(getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or ""),
+        thoughts=str(getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or thoughts),
         tool_calls=tuple(
             {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": call.function.arguments}}
             for call in calls

@@ -25,6 +25,7 @@ from project.errors import InputError, SeekerError
 from project.records import Row
 from project.streams import ROW_ERRORS, Made, Marks, Placed, Program, Readable, chunked, is_there, print_counts, run
 from project.teacher.client import Endpoint, Failed, Reply, Request, Sampling, Teacher, TeacherError
+from project.teacher.engines import LocalTeacher, TransformersTeacher, VLLMTeacher
 from project.teacher.journal import Journal, key_of
 from project.teacher.progress import Progress
 from project.writing import dumps
@@ -140,7 +141,7 @@ def do(maker: Maker, job: Job) -> Counter[str] | None:
 
 
 async def _do(maker: Maker, job: Job) -> Counter[str] | None:
-    async with Endpoint(job.teacher) as endpoint:
+    async with opened(job.teacher) as endpoint:
         decided = {**maker.parameters, "maker": maker.version, "teacher": endpoint.model, "seed": job.seed}
         if is_there(maker.name, job.inputs, job.outputs, decided, strict=job.strict, force=job.force):
             return None
@@ -153,13 +154,20 @@ async def _do(maker: Maker, job: Job) -> Counter[str] | None:
             return run(maker.name, work.settled(), job.inputs, job.outputs, decided, **options, chunks=job.chunks, here=True)
 
 
+def opened(teacher: Teacher) -> Endpoint | VLLMTeacher | TransformersTeacher:
+    """Return the teacher, which opens as a block begins."""
+    if teacher.engine == "endpoint":
+        return Endpoint(teacher)
+    return VLLMTeacher(teacher) if teacher.engine == "vllm" else TransformersTeacher(teacher)
+
+
 @dataclass
 class Work:
     """A job that is being done."""
 
     maker: Maker
     job: Job
-    endpoint: Endpoint
+    endpoint: Endpoint | LocalTeacher
     journal: Journal
     decided: Row
     """What decides the outputs, beside the inputs."""

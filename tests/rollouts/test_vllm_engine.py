@@ -44,7 +44,7 @@ BYTES = 128 * 2 * 30 * 3 * 64 * 2
     ],
 )
 def test_the_cache_is_for_what_runs_at_once(context: int, requests: int | None, expected: int) -> None:
-    assert vllm._cache_bytes("folder", context, requests) == expected + BYTES  # a block is vLLM's own
+    assert vllm.cache_bytes("folder", context, requests) == expected + BYTES  # a block is vLLM's own
 
 
 def test_weights_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ class VLLMEngine:
         self._sleeps, self._asleep, self._sleep_level = sleeps, False, 2 if lora_rank is None else 1
         try:
             if not torch.cuda.is_available():
-                more |= {"kv_cache_memory_bytes": _cache_bytes(model_path, context_tokens, requests)}
+                more |= {"kv_cache_memory_bytes": cache_bytes(model_path, context_tokens, requests)}
             with preserved_rng(), _among_ranks() as ranks:
                 self._llm: Any = LLM(
                     model=model_path,
@@ -277,19 +277,22 @@ def _line(error: Exception) -> str:
     return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
 
 
-def _cache_bytes(model_path: str, context_tokens: int, requests: int | None) -> int:
+def cache_bytes(model_path: str, context_tokens: int | None, requests: int | None) -> int:
     """Return the bytes of KV cache that whole contexts of all `requests` fill, if that is less than `CACHE`.
+
+    A context is as long as the model takes where `context_tokens` is None.
 
     What vLLM has no room for it begins anew later, with other tokens than its seed gives undisturbed.
     """
     from vllm.config import ParallelConfig
     from vllm.engine.arg_utils import EngineArgs
 
-    model, alone = EngineArgs(model=model_path, max_model_len=context_tokens).create_model_config(), ParallelConfig()
+    length: Any = context_tokens
+    model, alone = EngineArgs(model=model_path, max_model_len=length).create_model_config(), ParallelConfig()
     dtype: Any = model.dtype
     values = 2 * model.get_num_layers(alone) * model.get_num_kv_heads(alone) * model.get_head_size()
     block: int = BLOCK * values * dtype.itemsize
-    one = -(-context_tokens // BLOCK) * block
+    one = -(-(context_tokens or model.max_model_len) // BLOCK) * block
     held = max(one, CACHE if requests is None else min(CACHE, one * requests))
     return held + block  # which vLLM keeps for itself
 
