@@ -343,6 +343,25 @@ def test_results_hold_the_gold_evidence_and_thoughts_repeat_it(data, passages):
             assert conversation.answers[0] in shown  # copyable: nothing is answered from nothing
 
 
+def test_a_missed_result_is_searched_for_again_until_it_is_found(data, passages):
+    """Half of the lookups miss at first: the evidence is in the last search of each, and in none before."""
+    index, dialect = Index.from_passages(data.passages), get_dialect("tags")
+    asked = [c for c in data.splits["train"] if c.question.kind == "one_hop"][:60]
+    plain, missed = [write_conversations(asked, index, dialect, topk=3, seed=0, missed=m)[0] for m in (0.0, 0.5)]
+    assert [c.id for c in plain] == [c.id for c in missed]
+    searches = []
+    for conversation in missed:
+        results = [m.content for m in conversation.messages[2:] if m.role == "user"]
+        [evidence] = conversation.extra_info["evidence"]
+        assert [passages[evidence].text in result for result in results] == [False] * (len(results) - 1) + [True]
+        agains = [m.content for m in conversation.messages if "search again" in m.content or "search once more" in m.content]
+        assert len(agains) == len(results) - 1
+        searches.append(len(results))
+    assert 20 <= sum(count > 1 for count in searches) <= 40
+    assert max(searches) == 3
+    assert all(len(c.messages) == 5 for c in plain), "as ever where nothing is missed"
+
+
 def test_few_conversations_are_dropped(data):
     assert data.dropped <= 0.02 * 360
 

@@ -20,6 +20,7 @@ def facts(
     test_questions: int = 200,
     train_conversations: int = 760,
     topk: int = 3,
+    missed: float = 0.0,
     force: bool = False,
 ) -> None:
     """Write passages, questions and expert conversations from real facts about countries, languages and elements.
@@ -35,6 +36,8 @@ def facts(
         test_questions: number of held-out questions, which get no conversation.
         train_conversations: the first so many training questions get an expert conversation.
         topk: search results shown for a query.
+        missed: share of lookups whose first results come without their evidence in the conversations, as under search noise:
+            the expert notices and searches again, so that a model learns not to give up.
         force: replace files that were made otherwise.
 
     Raises:
@@ -46,6 +49,6 @@ def facts(
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file; give a folder")
     sizes = {"train": train_questions, "validation": validation_questions, "test": test_questions}
-    settings = Settings(sizes, train_conversations, get_dialect(dialect), topk, seed)
+    settings = Settings(sizes, train_conversations, get_dialect(dialect), topk, seed, missed)
     summary = write(build(settings), settings, output_dir, force=force)
     sys.stdout.write(summary + "\n")

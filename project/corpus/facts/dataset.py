@@ -32,6 +32,8 @@ class Settings:
     topk: int
     """Search results shown for a query."""
     seed: int
+    missed: float = 0.0
+    """Share of lookups whose first results come without their evidence in the conversations."""
 
     def check(self) -> None:
         """Refuse numbers that make no data set.
@@ -47,6 +49,8 @@ class Settings:
             raise InputError(f"--train_conversations is {self.train_conversations}; give 1 to --train_questions ({most})")
         if self.topk < 1:
             raise InputError(f"--topk is {self.topk}; give at least 1")
+        if not 0 <= self.missed < 1:
+            raise InputError(f"--missed is {self.missed}; give a share from 0 to below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ def build(settings: Settings) -> Dataset:
     conversations, dropped = {}, 0
     for split, candidates in planned.items():
         conversations[split], lost = write_conversations(
-            candidates, index, settings.dialect, topk=settings.topk, seed=settings.seed
+            candidates, index, settings.dialect, topk=settings.topk, seed=settings.seed, missed=settings.missed
         )
         dropped += lost
     return Dataset(table, passages, splits, conversations, dropped)

@@ -1,7 +1,8 @@
 """Expert conversations: what a good agent would think, search and answer, on results that the index really returned.
 
 A search is kept only if its results hold the evidence; otherwise the next wording of the query is tried, and where none
-finds it the conversation is dropped: a model must not learn to answer from nothing.
+finds it the conversation is dropped: a model must not learn to answer from nothing. With `missed` some first results come
+without the evidence, as noise leaves it out, and the expert notices and searches again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ SECOND_TRY = 0.25
 """Share of unanswerable questions that are searched for twice before giving up."""
 _STARTS = ("I need to find {}.", "I do not know {}, so I search for it.", "First I look up {}.")
 _NEXT = ("Now I need {}.", "Next I look up {}.")
+_AGAIN = ("No document gives {}. I search again.", "None of them says {}, so I search once more.")
+MOST_MISSES = 2
+"""Of one lookup."""
 
 
 class Index(Protocol):
@@ -29,13 +33,13 @@ class Index(Protocol):
 
 
 def write_conversations(
-    candidates: Iterable[Candidate], index: Index, dialect: Dialect, *, topk: int, seed: int
+    candidates: Iterable[Candidate], index: Index, dialect: Dialect, *, topk: int, seed: int, missed: float = 0.0
 ) -> tuple[list[Conversation], int]:
     """Return the conversations, and how many were dropped because no query found the evidence."""
     conversations, dropped = [], 0
     for candidate in candidates:
         rng = Random(f"{seed} {candidate.question.id}")
-        messages = _Expert(index, dialect, topk, rng).run(candidate)
+        messages = _Expert(index, dialect, topk, rng, missed).run(candidate)
         if messages is None:
             dropped += 1
             continue
@@ -48,8 +52,8 @@ def write_conversations(
 class _Expert:
     """One conversation being written."""
 
-    def __init__(self, index: Index, dialect: Dialect, topk: int, rng: Random) -> None:
-        self.index, self.dialect, self.topk, self.rng = index, dialect, topk, rng
+    def __init__(self, index: Index, dialect: Dialect, topk: int, rng: Random, missed: float) -> None:
+        self.index, self.dialect, self.topk, self.rng, self.missed = index, dialect, topk, rng, missed
 
     def run(self, candidate: Candidate) -> list[Message] | None:
         """Return the messages, or None where the evidence of a lookup is not found."""
@@ -61,6 +65,9 @@ class _Expert:
             if found is None:
                 return None
             query, hits = found
+            for search in self._misses(lookup):
+                messages += self._turn(" ".join(filter(None, (said, thought))), *search)
+                said, thought = "", self.rng.choice(_AGAIN).format(lookup.goal)
             messages += self._turn(" ".join(filter(None, (said, thought))), query, hits)
             said = _said(lookup, hits)
             if lookup.retry and self.rng.random() < SECOND_TRY:
@@ -77,6 +84,15 @@ class _Expert:
             if not lookup.evidence or any(h.passage.id == lookup.evidence for h in hits):
                 return query, hits
         return None
+
+    def _misses(self, lookup: Lookup) -> list[tuple[str, list[Hit]]]:
+        """Return searches, each with its query, whose results come without the evidence."""
+        searches: list[tuple[str, list[Hit]]] = []
+        while self.missed and lookup.evidence and len(searches) < MOST_MISSES and self.rng.random() < self.missed:
+            query = self.rng.choice(lookup.queries)
+            [hits] = self.index.find([query], self.topk + 1)
+            searches.append((query, [hit for hit in hits if hit.passage.id != lookup.evidence][: self.topk]))
+        return searches
 
     def _hits(self, query: str) -> list[Hit]:
         return self.index.find([query], self.topk)[0]
