@@ -125,6 +125,7 @@ class VLLMTeacher(LocalTeacher):
     ) -> None:
         """Stop vLLM."""
         self._llm.shutdown()
+        del self._llm  # which would stop it once more as the interpreter ends, and fail
 
     async def _generate(self, request: Request, prompt: list[int], seed: int) -> Reply:
         from vllm import SamplingParams, TokensPrompt

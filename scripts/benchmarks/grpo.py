@@ -47,7 +47,7 @@ from project.rewards.answer import AnswerReward  # noqa: E402
 from project.writing import write_rows  # noqa: E402
 
 WAYS = ("seeker", "seeker-transformers", "trl", "trl-float32")
-GROUP, MICRO, TOKENS, CONTEXT = 4, 4, 128, 1024
+GROUP, MICRO, TOKENS, CONTEXT = 4, 4, 128, 512
 LEARNING_RATE, KL = 1e-5, 0.02
 Figures = dict[str, Any]
 
