@@ -28,6 +28,7 @@ from project.teacher.client import Endpoint, Failed, Reply, Request, Sampling, T
 from project.teacher.engines import LocalTeacher, TransformersTeacher, VLLMTeacher
 from project.teacher.journal import Journal, key_of
 from project.teacher.progress import Progress
+from project.tracking.datasets import log_made
 from project.writing import dumps
 
 FAILURES = 5
@@ -151,7 +152,10 @@ async def _do(maker: Maker, job: Job) -> Counter[str] | None:
             work = Work(maker, job, endpoint, journal, decided)
             await work.do_all()
             options = {"strict": job.strict, "force": job.force}
-            return run(maker.name, work.settled(), job.inputs, job.outputs, decided, **options, chunks=job.chunks, here=True)
+            counts = run(maker.name, work.settled(), job.inputs, job.outputs, decided, **options, chunks=job.chunks, here=True)
+            if counts is not None:
+                log_made(maker.name, job.outputs, decided, counts, work.progress.seconds)
+            return counts
 
 
 def opened(teacher: Teacher) -> Endpoint | VLLMTeacher | TransformersTeacher:

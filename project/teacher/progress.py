@@ -51,9 +51,14 @@ class Progress:
         finally:
             self.flying -= 1
 
+    @property
+    def seconds(self) -> float:
+        """Since the job began."""
+        return max(time.monotonic() - self.started, 1e-9)
+
     def line(self) -> str:
         """Return the counts in one line."""
-        seconds = max(time.monotonic() - self.started, 1e-9)
+        seconds = self.seconds
         rejected = self.rejected.total()
         rows = self.accepted + rejected
         price = self.teacher.price(self.prompt_tokens, self.reply_tokens)

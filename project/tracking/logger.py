@@ -15,10 +15,17 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from project.tracking.store import CHANGED_PARAM, LONG_PARAM, artifact_location, find_run, opening_store, quiet, tracking_uri
+from project.tracking.store import (
+    CHANGED_PARAM,
+    LONG_PARAM,
+    MAX_PARAM,
+    artifact_location,
+    find_run,
+    opening_store,
+    quiet,
+    tracking_uri,
+)
 
-MAX_PARAM = 6000
-"""Characters that MLflow stores of a parameter."""
 CHUNK = 100
 """Parameters that MLflow takes in one call."""
 

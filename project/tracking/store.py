@@ -31,6 +31,8 @@ RUN_ID_FILE = "mlflow_run_id"
 """The file in a training run's folder that holds its MLflow run id."""
 MANIFESTS = "datasets"
 """The folder of a run's artifacts that holds the manifests of its datasets, `NAME.json`."""
+MAX_PARAM = 6000
+"""Characters that MLflow stores of a parameter."""
 LONG_PARAM = "see artifact params/"
 CHANGED_PARAM = "seeker.changed."
 """Tags with this prefix hold the values that a resumed run changed: MLflow refuses to change a parameter."""

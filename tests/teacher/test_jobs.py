@@ -16,10 +16,11 @@ from echo_job import ECHO, job
 from openai_stub import Stub, completion
 
 from project.errors import InputError
-from project.files import read_rows
+from project.files import file_digest, read_rows
 from project.teacher import jobs
 from project.teacher.client import Sampling, TeacherError
 from project.teacher.jobs import Interrupted, Maker, do, journal_path
+from project.tracking.store import all_runs
 
 
 def rows_of(path):
@@ -44,6 +45,12 @@ def test_rows_come_in_the_inputs_order_with_as_many_requests_in_flight_as_may_be
     manifest = json.loads(out.with_name("out.jsonl.manifest.json").read_text())
     assert manifest["parameters"] == {"words": "any", "maker": 1, "teacher": "stub", "seed": 0}
     assert manifest["counts"]["rows written"] == 60
+    [tracked] = all_runs()
+    assert (tracked.info.run_name, tracked.info.status) == ("echo", "FINISHED")
+    assert tracked.data.params == {"words": "any", "maker": "1", "teacher": "stub", "seed": "0"}
+    assert tracked.data.metrics["rows written"] == 60
+    [made] = tracked.inputs.dataset_inputs
+    assert (made.dataset.name, made.dataset.digest) == ("out.jsonl", file_digest(out))
 
 
 def test_the_next_request_goes_out_when_one_ends_and_not_when_all_have(given, tmp_path):
