@@ -139,8 +139,12 @@ class SearchEnvironment:
 
         A turn that its token limit cut (`ended` is False) may have answered; its searches are not run.
         """
-        action = self.dialect.parse(text)
-        self.messages.append(self.dialect.message(text))
+        return await self.act(self.dialect.parse(text), self.dialect.message(text), ended=ended)
+
+    async def act(self, action: Action, message: Message, *, ended: bool = True) -> list[Message]:
+        """Take a turn that is read already, and its message; see `step`."""
+        text = message.content
+        self.messages.append(message)
         self.folded = False
         if self.folding:
             return self._fold(action, text, ended=ended)

@@ -245,7 +245,7 @@ class Endpoint:
                 raise TeacherError(f"the teacher's quota is used up ({self._shown(error)}); raise it, and go on") from error
             if isinstance(error, openai.APIStatusError) and error.status_code == 413:
                 raise ValueError(f"the teacher refuses the request: {self._shown(error)}") from error
-            raise Failed(self._shown(error)) from error
+            raise Failed(f"the teacher {self.model} at {self.teacher.base_url}: {self._shown(error)}") from error
         except (openai.APIResponseValidationError, ValueError, LookupError, TypeError, AttributeError):
             return None  # cut JSON, or none of OpenAI's
 

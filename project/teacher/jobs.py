@@ -13,11 +13,12 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiolimiter import AsyncLimiter
 
@@ -32,7 +33,7 @@ from project.tracking.datasets import log_made
 from project.writing import dumps
 
 FAILURES = 5
-"""Requests in a row that fail, each with all its repetitions, before the teacher counts as down."""
+"""Rows in a row that fail, each with all its repetitions, before what fails counts as down."""
 ROWS = 2
 """Rows in work for each request in flight: while some search or wait, the others ask."""
 LETTERS_A_TOKEN = 4
@@ -85,8 +86,27 @@ class Asker:
         return reply
 
 
+async def together(requests: Sequence[Awaitable[Reply]]) -> list[Reply]:
+    """Return the replies to several requests at once; where one fails, the others end first, so that they are kept."""
+    replies = await asyncio.gather(*requests, return_exceptions=True)
+    for reply in replies:
+        if isinstance(reply, BaseException):
+            raise reply
+    return [reply for reply in replies if isinstance(reply, Reply)]
+
+
 Make = Callable[[Row, Asker, Made], Awaitable[None]]
 """Asks what it must and puts what it makes of a row; it raises one of `ROW_ERRORS` for a row that gives nothing."""
+
+
+class Tool(Protocol):
+    """What a program uses beside the teacher."""
+
+    async def check(self) -> None:
+        """Raise a `SeekerError` where it is down."""
+
+    async def aclose(self) -> None:
+        """Close its connections."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,7 @@ class Maker:
     """What else decides what it makes of a row, as JSON: its options, and its prompts."""
     settle: Callable[[Iterable[Made]], Callable[[Made], Made]] | None = None
     """Looks at what was made of all rows, and returns what to change in each: for what no row can say by itself."""
+    tool: Tool | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,13 @@ class Job:
     yes: bool = False
     chunks: Callable[[Sequence[Path]], Iterator[Readable]] = chunked
     """Reads the inputs; by default files of rows."""
+    most_rows: int | None = None
+    """Take only so many rows, from the first on."""
+
+    def read(self, inputs: Sequence[Path]) -> Iterator[Readable]:
+        """Yield the rows to work on."""
+        read = self.chunks(inputs)
+        return read if self.most_rows is None else _first_rows(read, self.most_rows)
 
 
 def journal_path(output: Path) -> Path:
@@ -142,20 +170,23 @@ def do(maker: Maker, job: Job) -> Counter[str] | None:
 
 
 async def _do(maker: Maker, job: Job) -> Counter[str] | None:
-    async with opened(job.teacher) as endpoint:
+    async with AsyncExitStack() as stack:
+        endpoint: Endpoint | LocalTeacher = await stack.enter_async_context(opened(job.teacher))
+        if maker.tool is not None:
+            stack.push_async_callback(maker.tool.aclose)
         decided = {**maker.parameters, "maker": maker.version, "teacher": endpoint.model, "seed": job.seed}
         if is_there(maker.name, job.inputs, job.outputs, decided, strict=job.strict, force=job.force):
             return None
         if job.teacher.most_price is not None and not job.yes:
             check_price(await estimate(maker, job), job.teacher)
-        with Journal(journal_path(next(iter(job.outputs.values())))) as journal:
-            work = Work(maker, job, endpoint, journal, decided)
-            await work.do_all()
-            options = {"strict": job.strict, "force": job.force}
-            counts = run(maker.name, work.settled(), job.inputs, job.outputs, decided, **options, chunks=job.chunks, here=True)
-            if counts is not None:
-                log_made(maker.name, job.outputs, decided, counts, work.progress.seconds)
-            return counts
+        journal = stack.enter_context(Journal(journal_path(next(iter(job.outputs.values())))))
+        work = Work(maker, job, endpoint, journal, decided)
+        await work.do_all()
+        options = {"strict": job.strict, "force": job.force}
+        counts = run(maker.name, work.settled(), job.inputs, job.outputs, decided, **options, chunks=job.read, here=True)
+        if counts is not None:
+            log_made(maker.name, job.outputs, decided, counts, work.progress.seconds)
+        return counts
 
 
 def opened(teacher: Teacher) -> Endpoint | VLLMTeacher | TransformersTeacher:
@@ -163,6 +194,10 @@ def opened(teacher: Teacher) -> Endpoint | VLLMTeacher | TransformersTeacher:
     if teacher.engine == "endpoint":
         return Endpoint(teacher)
     return VLLMTeacher(teacher) if teacher.engine == "vllm" else TransformersTeacher(teacher)
+
+
+Fail = Callable[[Row, str, Counter[str]], None]
+"""Takes a row that could not be made now, the reason, and what was asked."""
 
 
 @dataclass
@@ -198,11 +233,13 @@ class Work:
             await self._all(rows_of(self.job), self._fail_for_now)
             if self._stopped is None and self.failed:
                 await self.endpoint.check()  # did they fail because it is down?
-                await self._all(((row, 1.0) for row in self.failed), self._fail_for_good)
+                if self.maker.tool is not None:
+                    await self.maker.tool.check()
+                await self._all(((row, 1.0) for row in self.failed), self._reject)
         if self._stopped is not None:
             raise self._stopped
 
-    async def _all(self, rows: Iterator[tuple[Row, float]], fail: Callable[[Row, str], None]) -> None:
+    async def _all(self, rows: Iterator[tuple[Row, float]], fail: Fail) -> None:
         """Work on rows, as many at once as may be."""
 
         async def work() -> None:
@@ -214,7 +251,7 @@ class Work:
 
         await asyncio.gather(*(work() for _ in range(ROWS * self.job.teacher.max_concurrent)))
 
-    async def _row(self, row: Row, fail: Callable[[Row, str], None]) -> None:
+    async def _row(self, row: Row, fail: Fail) -> None:
         key = self._key(row)
         if key in self.journal:
             self.progress.held += 1
@@ -225,23 +262,31 @@ class Work:
                 await self.maker.make(row, asker, made)
             self._keep(key, _entry(made, asker.counts))
             self.progress.accepted += 1
+            self._failures = 0
         except Stopped:
             pass
         except Failed as error:
-            fail(row, f"the teacher failed: {error}")
+            fail(row, str(error), asker.counts)
         except TimeoutError:
-            fail(row, f"took over teacher.row_seconds={self.job.teacher.row_seconds:g}")
+            fail(row, f"took over teacher.row_seconds={self.job.teacher.row_seconds:g}", asker.counts)
         except ROW_ERRORS as error:
             self._reject(row, str(error), asker.counts)
+            self._failures = 0
         except SeekerError as error:
             self._stop(error)
 
-    def _fail_for_now(self, row: Row, reason: str) -> None:
-        del reason
+    def _fail_for_now(self, row: Row, reason: str, counts: Counter[str]) -> None:
+        """Put a row off, or stop where one after the other fails."""
+        del counts
         self.failed.append(row)
-
-    def _fail_for_good(self, row: Row, reason: str) -> None:
-        self._reject(row, reason, Counter())
+        self._failures += 1
+        if self._failures >= FAILURES:
+            self._stop(
+                TeacherError(
+                    f"{self._failures} rows in a row failed ({reason}); {self.journal.path} holds what was done before: run "
+                    "the same command again when what failed is up"
+                )
+            )
 
     def _reject(self, row: Row, reason: str, counts: Counter[str]) -> None:
         self._keep(self._key(row), {"rejected": reason, "counts": dict(counts)})
@@ -263,26 +308,11 @@ class Work:
         async with self._slots:
             if self._stopped is not None:
                 raise Stopped
-            try:
-                with self.progress.in_flight():
-                    reply = await self.endpoint.ask(request, int(key[:8], 16) >> 1)
-            except Failed as error:
-                self._fail(error)
-                raise
-        self._failures = 0
+            with self.progress.in_flight():
+                reply = await self.endpoint.ask(request, int(key[:8], 16) >> 1)
         self._keep(key, {"row": request.row, "reply": reply.to_row()})
         self.progress.count(reply)
         return reply
-
-    def _fail(self, error: Failed) -> None:
-        self._failures += 1
-        if self._failures >= FAILURES:
-            self._stop(
-                TeacherError(
-                    f"the teacher {self.endpoint.model} at {self.job.teacher.base_url} failed {self._failures} times in a row "
-                    f"({error}); {self.journal.path} holds what it said before: run the same command again when it is up"
-                )
-            )
 
     def _stop(self, error: SeekerError) -> None:
         """Begin nothing more; what is in flight ends, and is kept."""
@@ -343,10 +373,37 @@ class Work:
 
 def rows_of(job: Job) -> Iterator[tuple[Row, float]]:
     """Yield the rows that can be read, each with the share of the input that ends with its chunk."""
-    for chunk in job.chunks(job.inputs):
+    for chunk in job.read(job.inputs):
         for _, row, _ in chunk.rows():
             if isinstance(row, dict):
                 yield row, chunk.share
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are read already."""
+
+    path: Path
+    share: float
+    held: tuple[tuple[int, Row | str, str], ...]
+
+    @property
+    def given(self) -> Path:
+        """The input that they belong to."""
+        return self.path
+
+    def rows(self) -> Iterator[tuple[int, Row | str, str]]:
+        """Yield (line, object, ""), or (line, text, reason)."""
+        yield from self.held
+
+
+def _first_rows(chunks: Iterator[Readable], count: int) -> Iterator[Readable]:
+    for chunk in chunks:
+        held = tuple(islice(chunk.rows(), count))
+        count -= len(held)
+        yield Rows(chunk.path, chunk.share, held)
+        if count <= 0:
+            return
 
 
 def row_id(row: Row) -> str:

@@ -6,7 +6,6 @@ says something else or was cut off is left out, by bounds that say how much a pa
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from project.records import Passage, Row
 from project.rewards import terms
 from project.streams import Made, as_paths
 from project.teacher.client import Reply, Sampling, Teacher
-from project.teacher.jobs import Asker, Job, Maker, do
+from project.teacher.jobs import Asker, Job, Maker, do, together
 from project.teacher.prompting import PROMPTS, Prompt
 
 STYLES = (
@@ -109,7 +108,7 @@ async def _paraphrase(
         )
         for number, style in enumerate(styles)
     ]
-    replies = await asyncio.gather(*requests)
+    replies = await together(requests)
     wrong = [bounds.verdict(passage.text, reply) for reply in replies]
     for style, reply, why in zip(styles, replies, wrong, strict=True):
         if why:

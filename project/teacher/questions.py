@@ -21,7 +21,7 @@ from project.errors import InputError
 from project.records import Passage, Question, Row
 from project.streams import Made, Readable, as_paths, chunked
 from project.teacher.client import Sampling, Teacher
-from project.teacher.jobs import Asker, Job, Maker, do
+from project.teacher.jobs import Asker, Job, Maker, Rows, do
 from project.teacher.prompting import PROMPTS, Prompt
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -127,24 +127,6 @@ def questions(
 # --- passages with their neighbours ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Some passages, each with those around it."""
-
-    path: Path
-    share: float
-    held: tuple[tuple[int, Row | str, str], ...]
-
-    @property
-    def given(self) -> Path:
-        """The input that they belong to."""
-        return self.path
-
-    def rows(self) -> Iterator[tuple[int, Row | str, str]]:
-        """Yield (line, window, ""), or (line, text, reason)."""
-        yield from self.held
-
-
 def read_windows(inputs: Sequence[Path], neighbours: int) -> Iterator[Readable]:
     """Yield the passages of files, each as `{"passages": …, "at": …}` with its neighbours of the same document."""
     for path in inputs:
@@ -152,7 +134,7 @@ def read_windows(inputs: Sequence[Path], neighbours: int) -> Iterator[Readable]:
         for chunk in chunked([path]):
             for line, row, reason in chunk.rows():
                 if not isinstance(row, dict):
-                    yield Windows(path, chunk.share, ((line, row, reason),))
+                    yield Rows(path, chunk.share, ((line, row, reason),))
                     continue
                 waiting.append((line, row, chunk.share))
                 if len(waiting) > neighbours:
@@ -161,14 +143,14 @@ def read_windows(inputs: Sequence[Path], neighbours: int) -> Iterator[Readable]:
             yield _window(path, before, waiting, neighbours)
 
 
-def _window(path: Path, before: list[Row], waiting: list[tuple[int, Row, float]], neighbours: int) -> Windows:
+def _window(path: Path, before: list[Row], waiting: list[tuple[int, Row, float]], neighbours: int) -> Rows:
     """Return the window around the first that waits, which is then one of those before."""
     line, row, share = waiting.pop(0)
     earlier = [other for other in before if _document(other) == _document(row)]
     later = [other for _, other, _ in waiting[:neighbours] if _document(other) == _document(row)]
     before.append(row)
     del before[: len(before) - neighbours]
-    return Windows(path, share, ((line, {"passages": [*earlier, row, *later], "at": len(earlier)}, ""),))
+    return Rows(path, share, ((line, {"passages": [*earlier, row, *later], "at": len(earlier)}, ""),))
 
 
 def _document(row: Row) -> str:

@@ -75,5 +75,5 @@ def log_made(program: str, outputs: Mapping[str, Path], parameters: Row, counts:
 
 
 def _metric(name: str) -> str:
-    """Return a count's name with the letters alone that MLflow takes."""
-    return "".join(c if c.isalnum() or c in " _-./" else " " for c in name)[:250]
+    """Return a count's name as MLflow takes it."""
+    return "".join(c if c.isalnum() or c in " _-" else " " for c in name)[:250]

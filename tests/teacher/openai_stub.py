@@ -31,6 +31,10 @@ class Stub:
         """Sent with every answer."""
         self.counts: Counter[str] = Counter()
         self.together = self.most_together = 0
+        self.passages: dict[str, str] = {}
+        """By id, for `/retrieve`: a query finds those that hold it."""
+        self.searched: list[str] = []
+        self.search_fails = False
         self.jitter = random.Random(0)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
@@ -61,9 +65,21 @@ class Stub:
             {"object": "list", "data": [{"id": "stub", "object": "model", "created": 0, "owned_by": "us"}]}
         )
 
+    async def _retrieve(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.searched += body["queries"]
+        if self.search_fails:
+            return web.json_response({"error": "down"}, status=503)
+        found = [
+            [{"document": {"id": i, "title": i, "text": t}, "score": 1.0} for i, t in self.passages.items() if query in t]
+            for query in body["queries"]
+        ]
+        return web.json_response({"result": [hits[: body["topk"]] for hits in found]})
+
     async def _serve(self) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_post("/retrieve", self._retrieve)
         app.router.add_get("/v1/models", self._models)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()

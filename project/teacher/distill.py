@@ -1,0 +1,358 @@
+"""`seeker data distill`: questions to multi-turn conversations in which a teacher searches, by rejection sampling.
+
+The teacher acts in the environment that agents are trained in (`environment/search.py`), the search tool called natively or
+written as `<tool_call>`. Of several attempts at a question those are kept that answer it; the others go into a file of their
+own, each with the reason: an answer that is wrong, none, a call that cannot be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from project.answers import cover_exact_match, exact_match, token_f1
+from project.corpus.engines.http import HttpRetriever
+from project.corpus.serving.handle import ServerHandle
+from project.dialects import Action, clean, get_dialect
+from project.environment.search import EpisodeLimits, RetrieverTool, SearchEnvironment
+from project.errors import InputError
+from project.records import Conversation, Episode, FinishReason, Message, Question, Row, ToolCall
+from project.rewards.judge import Judge
+from project.streams import Made, as_paths
+from project.teacher.client import Failed, Reply, Sampling, Teacher
+from project.teacher.jobs import LETTERS_A_TOKEN, Asker, Job, Maker, do
+from project.teacher.prompting import PROMPTS, Prompt
+from project.teacher.schemas import SchemaName, read_call, read_queries, search_tool
+from project.writing import stem_of
+
+Keep = Literal["em", "f1", "cover_em", "judge", "any"]
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Search(RetrieverTool):
+    """The search tool of all attempts."""
+
+    async def check(self) -> None:
+        """Raise a `RetrievalError` where it is down."""
+        await self.search(["test"], "check")
+
+
+@dataclass(frozen=True)
+class Distilling:
+    """How conversations are made."""
+
+    prompt: Prompt
+    sampling: Sampling
+    limits: EpisodeLimits
+    tool: Search
+    topk: int
+    attempts: int
+    keep: Keep
+    most: int
+    least_f1: float
+    schema: SchemaName
+    native: bool
+    parallel: bool
+    judge: Judge | None
+
+    def told(self) -> Row:
+        """Return what a manifest holds."""
+        names = ("topk", "attempts", "keep", "most", "least_f1", "schema", "native", "parallel")
+        limits = {"max_turns": self.limits.max_turns, "result_tokens": self.limits.result_tokens}
+        judge = {"judge": self.judge.model} if self.judge else {}
+        return (
+            {name: getattr(self, name) for name in names}
+            | limits
+            | judge
+            | self.sampling.told()
+            | {"prompt": self.prompt.told()}
+        )
+
+
+def distill(
+    input_file: list[Path] | Path,
+    output_file: Path,
+    retrieval_url: str | None = None,
+    index: Path | None = None,
+    teacher: Teacher = Teacher(),  # noqa: B008 - frozen
+    vllm_url: str | None = None,
+    max_assistant_turns: int = 3,
+    max_samples: int = -1,
+    batch_size: int | None = None,
+    temperature: float = 0.7,
+    max_tokens: int = 2048,
+    top_p: float = 1.0,
+    topk: int = 3,
+    result_tokens: int = 1200,
+    attempts: int = 1,
+    keep: Keep = "em",
+    most: int = 1,
+    least_f1: float = 0.6,
+    schema: SchemaName = "query",
+    native_calls: bool = True,
+    parallel_calls: bool = True,
+    judge: Judge | None = None,
+    prompt_file: Path = PROMPTS / "distill.txt",
+    seed: int = 0,
+    strict: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+) -> None:
+    """Have a teacher answer questions with the search tool, and keep the conversations that answer them.
+
+    Args:
+        input_file: one or several question files, or files in verl's layout (prompt, reward_model.ground_truth.target).
+        output_file: the conversations to write (.jsonl, .jsonl.gz or .parquet); the others go to NAME_failed beside it.
+        retrieval_url: address of a running seeker serve retrieval, or another that speaks so.
+        index: a folder of seeker index build to search in, instead of retrieval_url.
+        teacher: whom to ask, and how fast.
+        vllm_url: address of a vLLM server; the same as teacher.base_url.
+        max_assistant_turns: turns of the teacher in a conversation, the answer included.
+        max_samples: use only so many questions, from the first on; -1 uses all.
+        batch_size: requests in flight; the same as teacher.max_concurrent.
+        temperature: of sampling; 0 = greedy.
+        max_tokens: tokens of one turn.
+        top_p: of sampling.
+        topk: documents a search returns, at most.
+        result_tokens: tokens of results that a turn is shown, counted as four letters each.
+        attempts: tries at each question, until `most` are kept.
+        keep: what an answer must do to be kept: em, cover_em, f1 (at least least_f1), judge, or any to be one at all.
+        most: conversations kept of a question, at most.
+        least_f1: the F1 from which an answer is kept.
+        schema: the tool's argument: query (one), query_list, or queries (several under the name query).
+        native_calls: the endpoint takes tools and returns calls; false has the teacher write <tool_call> in its text.
+        parallel_calls: keep several calls of one turn together; false puts each into a turn of its own.
+        judge: a model that says which answers are right, for --keep judge.
+        prompt_file: the system prompt.
+        seed: of the teacher's sampling.
+        strict: stop at the first row that is no question, instead of listing it in OUTPUT.rejected.jsonl.
+        force: replace outputs that were made otherwise.
+        dry_run: show the first request and what the job may cost, and ask nothing.
+        yes: begin though it may cost more than teacher.most_price.
+    """
+    if (retrieval_url is None) == (index is None):
+        raise InputError("give one of --retrieval_url, a running server, and --index, a folder of seeker index build")
+    if (keep == "judge") != (judge is not None):
+        raise InputError(f"--keep is {keep}, and --judge is {'given' if judge else 'missing'}; give both or neither")
+    if attempts < 1 or most < 1:
+        raise InputError(f"--attempts is {attempts} and --most {most}; give at least 1")
+    teacher = _named(teacher, vllm_url, batch_size)
+    limits = EpisodeLimits(max_turns=max_assistant_turns, result_tokens=result_tokens)
+    prompt = Prompt.read(prompt_file)
+    sampling = Sampling(temperature, max_tokens, top_p)
+    outputs = {
+        "conversations": output_file,
+        "failed": output_file.with_name(f"{stem_of(output_file)}_failed{_suffix(output_file)}"),
+    }
+    with _retrieval(retrieval_url, index, dry_run=dry_run) as url:
+        tool, calls = Search(HttpRetriever(url), topk), (schema, native_calls, parallel_calls)
+        distilling = Distilling(prompt, sampling, limits, tool, topk, attempts, keep, most, least_f1, *calls, judge)
+        parameters = distilling.told() | {"max_samples": max_samples, "retrieval": str(index or retrieval_url)}
+        maker = Maker("seeker data distill", 1, partial(_distill, distilling), parameters, tool=distilling.tool)
+        rows = None if max_samples < 0 else max_samples
+        do(maker, Job(as_paths(input_file), outputs, teacher, seed, strict, force, dry_run, yes, most_rows=rows))
+
+
+def _named(teacher: Teacher, vllm_url: str | None, batch_size: int | None) -> Teacher:
+    """Return the teacher with what was told by other names."""
+    if vllm_url is not None:
+        address = vllm_url.rstrip("/")
+        teacher = replace(teacher, base_url=address if address.endswith("/v1") else f"{address}/v1")
+    return teacher if batch_size is None else replace(teacher, max_concurrent=batch_size)
+
+
+def _suffix(path: Path) -> str:
+    return path.name.removeprefix(stem_of(path))
+
+
+@contextmanager
+def _retrieval(url: str | None, index: Path | None, *, dry_run: bool) -> Iterator[str]:
+    if index is None or dry_run:
+        yield url or ""
+        return
+    with ServerHandle(index) as server:
+        yield server.url
+
+
+# --- one question ------------------------------------------------------------------------------------------------------
+
+
+def read_question(row: Row) -> Question:
+    """Read a question row, or one in verl's layout."""
+    if "reward_model" not in row:
+        return Question.from_row(row)
+    info = row.get("extra_info") or {}
+    target = row["reward_model"]["ground_truth"]["target"]
+    said = next(message["content"] for message in reversed(row["prompt"]) if message["role"] == "user")
+    question = str(info.get("question") or said.removeprefix("Question:").strip())
+    ident = f"{row.get('data_source') or 'row'}/{info.get('split') or ''}/{info.get('index', question)}"
+    return Question(ident, question, tuple([target] if isinstance(target, str) else target))
+
+
+async def _distill(how: Distilling, row: Row, asker: Asker, made: Made) -> None:
+    question = read_question(row)
+    seen, kept = set[str](), 0
+    for number in range(how.attempts):
+        attempt = await Attempt(how, question, number, asker).run()
+        reason = await _why_not(how, attempt)
+        said = json.dumps([message.to_row() for message in attempt.messages[2:]])
+        if said in seen:
+            made.counts["attempts that say what one before them said"] += 1
+            continue
+        seen.add(said)
+        output = "failed" if reason else "conversations"
+        made.put(output, attempt.conversation(reason).to_row(), same_id="rename")
+        made.counts[f"attempts: {reason or 'kept'}"] += 1
+        kept += not reason
+        if kept == how.most:
+            break
+    made.counts["questions answered" if kept else "questions without a kept conversation"] += 1
+
+
+async def _why_not(how: Distilling, attempt: Attempt) -> str:
+    """Return why an attempt is not kept; empty where it is."""
+    state, golds = attempt.environment, attempt.question.answers
+    if attempt.refused:
+        return "the request was refused"
+    if state.finish is not FinishReason.ANSWER or state.answer is None:
+        return str(state.finish)
+    if state.malformed:
+        return "a turn that could not be read"
+    if how.keep == "f1":
+        right = token_f1(state.answer, golds) >= how.least_f1
+    elif how.keep == "judge":
+        assert how.judge is not None
+        [judged] = await asyncio.to_thread(how.judge.judged, [attempt.episode()])
+        right = judged.verdict == 1.0
+    else:
+        right = how.keep == "any" or bool({"em": exact_match, "cover_em": cover_exact_match}[how.keep](state.answer, golds))
+    return "" if right else "wrong answer"
+
+
+class Attempt:
+    """One conversation of the teacher with the environment."""
+
+    def __init__(self, how: Distilling, question: Question, number: int, asker: Asker) -> None:
+        self.how, self.question, self.number, self.asker = how, question, number, asker
+        self.tools = (search_tool(how.schema),)
+        dialect = get_dialect("tools")
+        self.environment = SearchEnvironment(question, dialect, how.tool, how.limits, lambda text: len(text) // LETTERS_A_TOKEN)
+        self.messages: list[Message] = []
+        self.refused = ""
+        """Why the endpoint took no request more: mostly one that is too long."""
+
+    async def run(self) -> Attempt:
+        """Let the teacher search until it answers, or may no more.
+
+        Raises:
+            Failed: the search tool failed.
+        """
+        state = self.environment
+        _, asked = state.opening()
+        self.messages = [Message("system", self._system_prompt()), asked]
+        while state.finish is None:
+            try:
+                reply = await self._ask()
+            except ValueError as error:
+                self.refused = str(error)
+                return self
+            message, action = self._read(reply)
+            self.messages.append(message)
+            following = await state.act(action, message, ended=reply.finish != "length")
+            self.messages += self._answered(message, following)
+        if state.finish.is_environment_failure:
+            raise Failed(f"the search tool failed: {state.error}")
+        return self
+
+    async def _ask(self) -> Reply:
+        told = [message.to_row() for message in self.messages]
+        tools = self.tools if self.how.native else ()
+        return await self.asker.ask(told, self.how.sampling, attempt=self.number, turn=self.environment.turns, tools=tools)
+
+    def _system_prompt(self) -> str:
+        if self.how.native:
+            return self.how.prompt.text
+        schema = json.dumps(self.tools[0]["function"])
+        return (
+            f"{self.how.prompt.text}\n\nThe tool: {schema}\nTo call it, write "
+            '<tool_call>\n{"name": "search", "arguments": {…}}\n</tool_call> and nothing after it.'
+        )
+
+    def _read(self, reply: Reply) -> tuple[Message, Action]:
+        """Return the teacher's message, its calls with ids that no other has, and what it does."""
+        thought = reply.thoughts or self.environment.dialect.parse(reply.text).thought
+        rows = [*reply.tool_calls, *map(_parsed, _CALL.findall(reply.text))]
+        calls = [read_call(row, f"call_{self.environment.turns}_{i}") for i, row in enumerate(rows)]
+        whole = [call for call in calls if call is not None and read_queries(call, self.how.schema)]
+        text = _CALL.sub("", reply.text).strip()
+        if reply.thoughts:
+            text = f"<think>\n{clean(reply.thoughts)}\n</think>\n{text}".strip()
+        if rows and len(whole) == len(rows):
+            queries = tuple(query for call in whole for query in read_queries(call, self.how.schema))
+            return Message("assistant", text, tuple(whole)), Action(thought, queries)
+        written = "".join(f"\n<tool_call>\n{json.dumps(row)}\n</tool_call>" for row in rows)
+        action = self.environment.dialect.parse(reply.text)
+        return Message("assistant", text + written), Action(thought, (), None if rows else action.answer)
+
+    def _answered(self, message: Message, following: Sequence[Message]) -> list[Message]:
+        """Return what follows a turn, the results of each call together under its id."""
+        if not message.tool_calls:
+            return [Message("user", one.content) for one in following]
+        results, answered = [one.content for one in following], list[Message]()
+        for call in message.tool_calls:
+            count = len(read_queries(call, self.how.schema))
+            answered.append(Message("tool", "\n\n".join(results[:count]), tool_call_id=call.id))
+            del results[:count]
+        return answered
+
+    def conversation(self, reason: str) -> Conversation:
+        """Return the attempt as a conversation, with what became of it."""
+        state, question = self.environment, self.question
+        info: Row = {"kind": question.kind, "evidence": list(question.evidence), "needs_search": question.needs_search}
+        info |= {"attempt": self.number, "answer": state.answer, "searches": len(state.queries)}
+        info |= {"em": exact_match(state.answer, question.answers), "f1": token_f1(state.answer, question.answers)}
+        info |= {"reason": f"{reason}: {self.refused}" if self.refused else reason} if reason else {}
+        messages = self.messages if self.how.parallel else split_calls(self.messages)
+        return Conversation(question.id, tuple(messages), self.tools, question.question, question.answers, question.group, info)
+
+    def episode(self) -> Episode:
+        """Return the attempt as a judge takes it."""
+        state = self.environment
+        assert state.finish is not None
+        return Episode(
+            self.question, (), tuple(state.messages), state.finish, state.answer, tuple(state.queries), tuple(state.found)
+        )
+
+
+def split_calls(messages: Sequence[Message]) -> list[Message]:
+    """Return the conversation with one call a turn: each with its result after it, the thought at the first."""
+    split, results = list[Message](), {message.tool_call_id: message for message in messages if message.role == "tool"}
+    for message in messages:
+        if message.role == "tool":
+            continue
+        calls: tuple[ToolCall | None, ...] = message.tool_calls or (None,)
+        for number, call in enumerate(calls):
+            if call is None:
+                split.append(message)
+                continue
+            split.append(replace(message, content="" if number else message.content, tool_calls=(call,)))
+            split += [results[call.id]] if call.id in results else []
+    return split
+
+
+def _parsed(text: str) -> Row:
+    """Return a call that was written as text, or what can be said of one that is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"text": text.strip()}
