@@ -35,7 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data traces": ("project.traces.ingest:traces", "raw agent traces to the trace table"),
     "data multiturn": ("project.traces.multiturn:multiturn", "traces to conversations, one a trace"),
     "data steps": ("project.traces.steps:steps", "traces to one sample per search result"),
-    "data summaries": ("project.traces.summaries:summaries", "step samples to extractive summaries"),
+    "data summaries": ("project.teacher.summaries:summaries", "summaries for step samples, extractive or by a teacher"),
     "data phases": ("project.traces.phases:phases", "the training sets of the phases, from traces or samples"),
     "data split": ("project.traces.split:split", "conversations to train, validation and test, by group"),
     "data prepare": ("project.traces.prepare:prepare", "traces, phases and split in one command"),

@@ -2,7 +2,8 @@
 
 The teacher acts in the environment that agents are trained in (`environment/search.py`), the search tool called natively or
 written as `<tool_call>`. Of several attempts at a question those are kept that answer it; the others go into a file of their
-own, each with the reason: an answer that is wrong, none, a call that cannot be read.
+own, each with the reason: an answer that is wrong, none, a call that cannot be read. With `retry_share` some conversations
+begin with the search of a failed attempt that found nothing of use, so that a model learns to search again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +30,15 @@ from project.rewards.judge import Judge
 from project.streams import Made, as_paths
 from project.teacher.client import Failed, Reply, Sampling, Teacher
 from project.teacher.jobs import LETTERS_A_TOKEN, Asker, Job, Maker, do
+from project.teacher.journal import key_of
 from project.teacher.prompting import PROMPTS, Prompt
 from project.teacher.schemas import SchemaName, read_call, read_queries, search_tool
 from project.writing import stem_of
 
 Keep = Literal["em", "f1", "cover_em", "judge", "any"]
+RETRIES = "retries"
+"""What could stand in a conversation's place; never written as it is."""
+AGAIN = "The results do not say it, so I search again."
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
@@ -62,6 +68,7 @@ class Distilling:
     native: bool
     parallel: bool
     judge: Judge | None
+    retries: bool
 
     def told(self) -> Row:
         """Return what a manifest holds."""
@@ -100,6 +107,7 @@ def distill(
     native_calls: bool = True,
     parallel_calls: bool = True,
     judge: Judge | None = None,
+    retry_share: float = 0.0,
     prompt_file: Path = PROMPTS / "distill.txt",
     seed: int = 0,
     strict: bool = False,
@@ -111,7 +119,8 @@ def distill(
 
     Args:
         input_file: one or several question files, or files in verl's layout (prompt, reward_model.ground_truth.target).
-        output_file: the conversations to write (.jsonl, .jsonl.gz or .parquet); the others go to NAME_failed beside it.
+        output_file: the conversations to write (.jsonl, .jsonl.gz or .parquet); beside it NAME_failed gets the others, and
+            NAME_questions the questions with a kept one, for reinforcement learning.
         retrieval_url: address of a running seeker serve retrieval, or another that speaks so.
         index: a folder of seeker index build to search in, instead of retrieval_url.
         teacher: whom to ask, and how fast.
@@ -132,6 +141,8 @@ def distill(
         native_calls: the endpoint takes tools and returns calls; false has the teacher write <tool_call> in its text.
         parallel_calls: keep several calls of one turn together; false puts each into a turn of its own.
         judge: a model that says which answers are right, for --keep judge.
+        retry_share: share of the kept conversations that are to begin with a failed attempt's search, where there are so many;
+            it wants several attempts.
         prompt_file: the system prompt.
         seed: of the teacher's sampling.
         strict: stop at the first row that is no question, instead of listing it in OUTPUT.rejected.jsonl.
@@ -145,19 +156,27 @@ def distill(
         raise InputError(f"--keep is {keep}, and --judge is {'given' if judge else 'missing'}; give both or neither")
     if attempts < 1 or most < 1:
         raise InputError(f"--attempts is {attempts} and --most {most}; give at least 1")
+    if not 0 <= retry_share <= 1 or (retry_share and attempts == 1):
+        raise InputError(
+            f"--retry_share is {retry_share} and --attempts {attempts}; give a share from 0 to 1, and several attempts"
+        )
     teacher = _named(teacher, vllm_url, batch_size)
     limits = EpisodeLimits(max_turns=max_assistant_turns, result_tokens=result_tokens)
     prompt = Prompt.read(prompt_file)
     sampling = Sampling(temperature, max_tokens, top_p)
-    outputs = {
-        "conversations": output_file,
-        "failed": output_file.with_name(f"{stem_of(output_file)}_failed{_suffix(output_file)}"),
+    beside = {
+        name: output_file.with_name(f"{stem_of(output_file)}_{name}{_suffix(output_file)}") for name in ("failed", "questions")
     }
+    outputs = {"conversations": output_file, **beside}
     with _retrieval(retrieval_url, index, dry_run=dry_run) as url:
         tool, calls = Search(HttpRetriever(url), topk), (schema, native_calls, parallel_calls)
-        distilling = Distilling(prompt, sampling, limits, tool, topk, attempts, keep, most, least_f1, *calls, judge)
+        distilling = Distilling(
+            prompt, sampling, limits, tool, topk, attempts, keep, most, least_f1, *calls, judge, retry_share > 0
+        )
         parameters = distilling.told() | {"max_samples": max_samples, "retrieval": str(index or retrieval_url)}
-        maker = Maker("seeker data distill", 1, partial(_distill, distilling), parameters, tool=distilling.tool)
+        parameters |= {"retry_share": retry_share}
+        settle = partial(mix_retries, retry_share, seed)
+        maker = Maker("seeker data distill", 1, partial(_distill, distilling), parameters, settle, distilling.tool)
         rows = None if max_samples < 0 else max_samples
         do(maker, Job(as_paths(input_file), outputs, teacher, seed, strict, force, dry_run, yes, most_rows=rows))
 
@@ -200,7 +219,7 @@ def read_question(row: Row) -> Question:
 
 async def _distill(how: Distilling, row: Row, asker: Asker, made: Made) -> None:
     question = read_question(row)
-    seen, kept = set[str](), 0
+    seen, failed, kept = set[str](), list[Attempt](), list[Attempt]()
     for number in range(how.attempts):
         attempt = await Attempt(how, question, number, asker).run()
         reason = await _why_not(how, attempt)
@@ -209,13 +228,35 @@ async def _distill(how: Distilling, row: Row, asker: Asker, made: Made) -> None:
             made.counts["attempts that say what one before them said"] += 1
             continue
         seen.add(said)
-        output = "failed" if reason else "conversations"
-        made.put(output, attempt.conversation(reason).to_row(), same_id="rename")
         made.counts[f"attempts: {reason or 'kept'}"] += 1
-        kept += not reason
-        if kept == how.most:
+        made.put("failed" if reason else "conversations", attempt.conversation(reason).to_row(), same_id="rename")
+        (failed if reason else kept).append(attempt)
+        if len(kept) == how.most:
             break
     made.counts["questions answered" if kept else "questions without a kept conversation"] += 1
+    if kept:
+        made.put("questions", question.to_row(), same_id="rename")
+    poor = next((attempt for attempt in failed if attempt.found_nothing), None)
+    if how.retries and kept and poor is not None:
+        made.put(RETRIES, kept[0].after(poor).to_row())
+
+
+def mix_retries(share: float, seed: int, made: Iterable[Made]) -> Callable[[Made], Made]:
+    """Return a function that puts retries in the place of conversations, drawn by the seed, until they are `share` of all."""
+    rows = [one.rows for one in made if one.rows.get("conversations")]
+    wanted = round(share * sum(len(of["conversations"]) for of in rows))
+    able = sorted({of[RETRIES][0]["id"] for of in rows if RETRIES in of}, key=lambda ident: key_of(seed, ident))
+    chosen = set(able[:wanted])
+
+    def mix(one: Made) -> Made:
+        [retry] = one.rows.pop(RETRIES, [None])
+        one.marks.pop(RETRIES, None)
+        if retry is not None and retry["id"] in chosen:
+            one.rows["conversations"][0] = retry
+            one.counts["conversations that search again after a poor result"] += 1
+        return one
+
+    return mix
 
 
 async def _why_not(how: Distilling, attempt: Attempt) -> str:
@@ -314,6 +355,23 @@ class Attempt:
             del results[:count]
         return answered
 
+    @property
+    def found_nothing(self) -> bool:
+        """Whether its first search showed no gold answer."""
+        shown = _first_search(self.messages)
+        return bool(shown) and not any(cover_exact_match(m.content, self.question.answers) for m in shown if m.role == "tool")
+
+    def after(self, poor: Attempt) -> Conversation:
+        """Return the attempt as it would have gone after the first search of another, which found nothing of use."""
+        first, *rest = self.messages[2:]
+        thought, has_thought = first.content.removeprefix("<think>\n"), first.content.startswith("<think>\n")
+        joint = " " if has_thought else "\n</think>\n"
+        again = replace(first, content=f"<think>\n{AGAIN}{joint}{thought}".rstrip())
+        messages = [*self.messages[:2], *_renamed(_first_search(poor.messages), "poor"), again, *rest]
+        whole = self.conversation("")
+        kept = messages if self.how.parallel else split_calls(messages)
+        return replace(whole, messages=tuple(kept), extra_info=whole.extra_info | {"retry": True})
+
     def conversation(self, reason: str) -> Conversation:
         """Return the attempt as a conversation, with what became of it."""
         state, question = self.environment, self.question
@@ -331,6 +389,26 @@ class Attempt:
         return Episode(
             self.question, (), tuple(state.messages), state.finish, state.answer, tuple(state.queries), tuple(state.found)
         )
+
+
+def _first_search(messages: Sequence[Message]) -> list[Message]:
+    """Return the first turn that calls the tool, and its results; none where there is none."""
+    number = next((i for i, message in enumerate(messages) if message.tool_calls), None)
+    if number is None:
+        return []
+    return [messages[number], *takewhile(lambda message: message.role == "tool", messages[number + 1 :])]
+
+
+def _renamed(messages: Sequence[Message], prefix: str) -> list[Message]:
+    """Return messages whose calls have ids that begin with a prefix."""
+    return [
+        replace(
+            message,
+            tool_calls=tuple(replace(call, id=f"{prefix}_{call.id}") for call in message.tool_calls),
+            tool_call_id=f"{prefix}_{message.tool_call_id}" if message.tool_call_id else "",
+        )
+        for message in messages
+    ]
 
 
 def split_calls(messages: Sequence[Message]) -> list[Message]:

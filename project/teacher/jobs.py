@@ -67,6 +67,7 @@ class Asker:
         turn: int = 0,
         tools: Sequence[Row] = (),
         schema: Row | None = None,
+        row: str | None = None,
     ) -> Reply:
         """Return the teacher's reply, from the journal where it is there.
 
@@ -77,11 +78,12 @@ class Asker:
             turn: number of the request within the try.
             tools: schemas that the teacher may call.
             schema: JSON schema of the reply.
+            row: whom the request is about, where rows share requests; its own row by default.
 
         Raises:
             ValueError: the teacher does not take the request, or says nothing: the reason why the row is rejected.
         """
-        reply = await self._ask(Request(self.row, tuple(messages), sampling, attempt, turn, tuple(tools), schema))
+        reply = await self._ask(Request(row or self.row, tuple(messages), sampling, attempt, turn, tuple(tools), schema))
         self.counts += Counter({"requests": 1, "prompt tokens": reply.prompt_tokens, "reply tokens": reply.completion_tokens})
         return reply
 
@@ -219,6 +221,7 @@ class Work:
         rate = self.job.teacher.tokens_per_minute
         self._rate = AsyncLimiter(rate) if rate else None
         self._failures = 0
+        self._asking: dict[str, asyncio.Future[None]] = {}
         self._stopped: SeekerError | None = None
         self.progress = Progress(self.maker.name, self.job.teacher)
 
@@ -300,19 +303,30 @@ class Work:
             self.journal.add(key, found)
 
     async def _ask(self, request: Request) -> Reply:
+        """Return the reply that there is; else ask, once for all that ask the same now."""
         key = request.key(self.endpoint.model, self.job.seed, self.maker.version)
+        while key in self._asking:
+            await asyncio.wait([self._asking[key]])
         if (held := self.journal.get(key)) is not None:
             return Reply.from_row(held["reply"])
+        asking = self._asking[key] = asyncio.get_running_loop().create_future()
+        try:
+            reply = await self._asked(request, int(key[:8], 16) >> 1)
+            self._keep(key, {"row": request.row, "reply": reply.to_row()})
+        finally:
+            del self._asking[key]
+            asking.set_result(None)
+        self.progress.count(reply)
+        return reply
+
+    async def _asked(self, request: Request, seed: int) -> Reply:
         if self._rate is not None:
             await self._rate.acquire(min(_prompt_tokens(request) + request.sampling.max_tokens, self._rate.max_rate))
         async with self._slots:
             if self._stopped is not None:
                 raise Stopped
             with self.progress.in_flight():
-                reply = await self.endpoint.ask(request, int(key[:8], 16) >> 1)
-        self._keep(key, {"row": request.row, "reply": reply.to_row()})
-        self.progress.count(reply)
-        return reply
+                return await self.endpoint.ask(request, seed)
 
     def _stop(self, error: SeekerError) -> None:
         """Begin nothing more; what is in flight ends, and is kept."""

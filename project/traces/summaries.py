@@ -1,4 +1,4 @@
-"""`seeker data summaries`: step samples -> the same with an extractive summary of the context. No language model.
+"""Extractive summaries (`seeker data summaries`): step samples -> the same with a summary of the context. No language model.
 
 The summariser is given the question and the context, never the target, so it cannot leak the next step (DESIGN §8.12).
 It keeps the agent's latest sentences and those sentences of the results that score best (BM25, Robertson 1994) against
@@ -90,12 +90,12 @@ def _summarise_row(max_words: int, row: Row, made: Made) -> None:
 
 def with_summary(sample: StepSample, max_words: int = MAX_WORDS) -> StepSample:
     """Return the sample with the summary of its context, and of the context before; without a result there is none."""
-    before = _before_last_result(sample.context)
+    before = context_before(sample.context)
     previous, summary = (_summary(sample.question, context, max_words) for context in (before, sample.context))
     return replace(sample, summary=summary, previous_summary=previous)
 
 
-def _before_last_result(context: tuple[Step, ...]) -> tuple[Step, ...]:
+def context_before(context: tuple[Step, ...]) -> tuple[Step, ...]:
     """Return a context up to the result before its last one."""
     ends = [number for number, step in enumerate(context, 1) if step.type == "search_result"]
     return context[: ends[-2]] if len(ends) > 1 else ()

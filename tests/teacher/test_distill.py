@@ -175,6 +175,44 @@ def test_of_several_attempts_the_first_right_ones_are_kept(files):
     assert len({asked["seed"] for asked in stub.asked}) == 6, "each attempt has its own seed"
 
 
+def second_try(asked, before):
+    """The first search is for the wrong town, the first answer a guess; the second attempt does it right."""
+    wrong = before == 0 and len(asked["messages"]) == 2
+    reply = native(asked, before)
+    [choice] = reply["choices"]
+    if wrong and "tool_calls" in choice["message"]:
+        choice["message"]["tool_calls"] = [call("x", query="mayor of Zed")]
+    return reply
+
+
+def seeded(asked, before):
+    """As `second_try`, by the request's seed in place of its number: each attempt has another."""
+    seeds = seeded.seeds.setdefault(town(asked["messages"]), [])
+    if len(asked["messages"]) == 2:
+        seeds.append(asked["seed"])
+    return second_try(asked, len(seeds) - 1)
+
+
+def test_retries_begin_with_the_search_of_a_failed_attempt(files):
+    seeded.seeds = {}
+    with Stub(seeded) as stub:
+        stub.passages = PASSAGES
+        assert run(files, stub, "--attempts", "3", "--retry_share", "0.5", "--max_samples", "3") == 0
+    kept = conversations(files[1])
+    assert [c.id for c in kept] == ["q0", "q1"]
+    [retry] = [c for c in kept if c.extra_info.get("retry")]
+    place = retry.question.removesuffix("?").rsplit(" ", 1)[1]
+    assert [m.role for m in retry.messages] == ["system", "user", "assistant", "tool", "assistant", "tool", "assistant"]
+    poor, again = retry.messages[2], retry.messages[4]
+    assert poor.tool_calls == (ToolCall("search", {"query": "mayor of Zed"}, "poor_call_0_0"),)
+    assert (retry.messages[3].content, retry.messages[3].tool_call_id) == ("No results.", "poor_call_0_0")
+    assert again.content == f"<think>\nThe results do not say it, so I search again. Who rules {place}?\n</think>"
+    assert again.tool_calls[0].arguments == {"query": f"mayor of {place}"}
+    assert [row["id"] for row in rows_of(files[1].with_name("out_questions.jsonl"))] == ["q0", "q1"]
+    counts = json.loads(files[1].with_name("out.jsonl.manifest.json").read_text())["counts"]
+    assert counts["conversations that search again after a poor result"] == 1
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [

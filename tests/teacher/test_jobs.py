@@ -160,12 +160,12 @@ def test_an_endpoint_that_stays_down_stops_the_job_and_the_same_command_goes_on(
         with pytest.raises(TeacherError, match=r"^5 rows in a row failed \(the teacher stub at .*503.*run the same command"):
             do(ECHO, job(stub.url, path, out))
         assert not out.exists()
-        kept = len(journal_path(out).read_text().splitlines())
-        assert kept >= 50
+        kept = journal_path(out).read_text().count('"reply":')
+        assert 30 < kept <= 50
         stub.reply = lambda asked, _: completion(f"said {asked['messages'][-1]['content']}")
         before = len(stub.asked)
         do(ECHO, job(stub.url, path, out))
-        assert len(stub.asked) - before == 160 - 50
+        assert len(stub.asked) - before == 160 - kept
     assert rows_of(out) == expected(80)
 
 
@@ -194,7 +194,9 @@ def test_rows_that_fail_are_listed_with_the_reason_and_are_not_in_the_data(given
         assert rows_of(out) == [row for row in expected(30) if row["id"] not in ("q3", "q7", "q11", "q13")]
         rejected = rows_of(out.with_name("out.jsonl.rejected.jsonl"))
     assert [(row["row"]["id"], row["line"]) for row in rejected] == [("q3", 4), ("q7", 8), ("q11", 12), ("q13", 14)]
-    for row, reason in zip(rejected, ("refuses the request: Bad", "failed: Internal", "says nothing", "refuses"), strict=True):
+    for row, reason in zip(
+        rejected, ("refuses the request: Bad", "InternalServerError", "says nothing", "refuses"), strict=True
+    ):
         assert reason in row["reason"]
     assert counts["rows read"] == counts["rows written"] + 4
     assert stub.counts[json.dumps([{"role": "user", "content": "row 7"}])] == 4, "twice, each with a repetition"
