@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data squad": ("project.corpus.squad:squad", "SQuAD 2.0 to Question-Answer-Search rows"),
     "data hotpotqa": ("project.corpus.hotpotqa:hotpotqa", "HotpotQA contexts to passages and questions"),
     "data corpus": ("project.corpus.documents:corpus", "documents and rows of any kind to passages"),
+    "data qas": ("project.teacher.qas:qas", "questions to Question-Answer-Search rows, by a teacher"),
     "data distill": ("project.teacher.distill:distill", "multi-turn search conversations of a teacher, by rejection sampling"),
     "data questions": ("project.teacher.questions:questions", "passages to questions that they answer, by a teacher"),
     "data paraphrase": ("project.teacher.paraphrases:paraphrase", "passages in other words by a teacher, as search noise"),

@@ -64,6 +64,8 @@ class Request:
     tools: tuple[Row, ...] = ()
     schema: Row | None = None
     """JSON schema that the reply must follow, where the endpoint can make it."""
+    student: bool = False
+    """Whether the job's student is asked, and not the teacher."""
 
     def key(self, model: str, seed: int, version: int) -> str:
         """Return what names the reply: all that decides it."""

@@ -68,6 +68,7 @@ class Asker:
         tools: Sequence[Row] = (),
         schema: Row | None = None,
         row: str | None = None,
+        student: bool = False,
     ) -> Reply:
         """Return the teacher's reply, from the journal where it is there.
 
@@ -79,11 +80,14 @@ class Asker:
             tools: schemas that the teacher may call.
             schema: JSON schema of the reply.
             row: whom the request is about, where rows share requests; its own row by default.
+            student: ask the job's student in the teacher's place.
 
         Raises:
             ValueError: the teacher does not take the request, or says nothing: the reason why the row is rejected.
         """
-        reply = await self._ask(Request(row or self.row, tuple(messages), sampling, attempt, turn, tuple(tools), schema))
+        reply = await self._ask(
+            Request(row or self.row, tuple(messages), sampling, attempt, turn, tuple(tools), schema, student)
+        )
         self.counts += Counter({"requests": 1, "prompt tokens": reply.prompt_tokens, "reply tokens": reply.completion_tokens})
         return reply
 
@@ -141,6 +145,8 @@ class Job:
     yes: bool = False
     chunks: Callable[[Sequence[Path]], Iterator[Readable]] = chunked
     """Reads the inputs; by default files of rows."""
+    student: Teacher | None = None
+    """A second model, where a program asks one."""
     most_rows: int | None = None
     """Take only so many rows, from the first on."""
 
@@ -174,15 +180,17 @@ def do(maker: Maker, job: Job) -> Counter[str] | None:
 async def _do(maker: Maker, job: Job) -> Counter[str] | None:
     async with AsyncExitStack() as stack:
         endpoint: Endpoint | LocalTeacher = await stack.enter_async_context(opened(job.teacher))
+        student = await stack.enter_async_context(opened(job.student)) if job.student else endpoint
         if maker.tool is not None:
             stack.push_async_callback(maker.tool.aclose)
         decided = {**maker.parameters, "maker": maker.version, "teacher": endpoint.model, "seed": job.seed}
+        decided |= {"student": student.model} if job.student else {}
         if is_there(maker.name, job.inputs, job.outputs, decided, strict=job.strict, force=job.force):
             return None
         if job.teacher.most_price is not None and not job.yes:
             check_price(await estimate(maker, job), job.teacher)
         journal = stack.enter_context(Journal(journal_path(next(iter(job.outputs.values())))))
-        work = Work(maker, job, endpoint, journal, decided)
+        work = Work(maker, job, endpoint, student, journal, decided)
         await work.do_all()
         options = {"strict": job.strict, "force": job.force}
         counts = run(maker.name, work.settled(), job.inputs, job.outputs, decided, **options, chunks=job.read, here=True)
@@ -209,6 +217,8 @@ class Work:
     maker: Maker
     job: Job
     endpoint: Endpoint | LocalTeacher
+    student: Endpoint | LocalTeacher
+    """The teacher again, where the job has no student."""
     journal: Journal
     decided: Row
     """What decides the outputs, beside the inputs."""
@@ -304,14 +314,15 @@ class Work:
 
     async def _ask(self, request: Request) -> Reply:
         """Return the reply that there is; else ask, once for all that ask the same now."""
-        key = request.key(self.endpoint.model, self.job.seed, self.maker.version)
+        endpoint = self.student if request.student else self.endpoint
+        key = request.key(endpoint.model, self.job.seed, self.maker.version)
         while key in self._asking:
             await asyncio.wait([self._asking[key]])
         if (held := self.journal.get(key)) is not None:
             return Reply.from_row(held["reply"])
         asking = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
-            reply = await self._asked(request, int(key[:8], 16) >> 1)
+            reply = await self._asked(endpoint, request, int(key[:8], 16) >> 1)
             self._keep(key, {"row": request.row, "reply": reply.to_row()})
         finally:
             del self._asking[key]
@@ -319,14 +330,14 @@ class Work:
         self.progress.count(reply)
         return reply
 
-    async def _asked(self, request: Request, seed: int) -> Reply:
+    async def _asked(self, endpoint: Endpoint | LocalTeacher, request: Request, seed: int) -> Reply:
         if self._rate is not None:
             await self._rate.acquire(min(_prompt_tokens(request) + request.sampling.max_tokens, self._rate.max_rate))
         async with self._slots:
             if self._stopped is not None:
                 raise Stopped
             with self.progress.in_flight():
-                return await self.endpoint.ask(request, seed)
+                return await endpoint.ask(request, seed)
 
     def _stop(self, error: SeekerError) -> None:
         """Begin nothing more; what is in flight ends, and is kept."""
