@@ -180,7 +180,9 @@ def do(maker: Maker, job: Job) -> Counter[str] | None:
 async def _do(maker: Maker, job: Job) -> Counter[str] | None:
     async with AsyncExitStack() as stack:
         endpoint: Endpoint | LocalTeacher = await stack.enter_async_context(opened(job.teacher))
-        student = await stack.enter_async_context(opened(job.student)) if job.student else endpoint
+        student = endpoint
+        if job.student is not None:
+            student = await stack.enter_async_context(opened(job.student))
         if maker.tool is not None:
             stack.push_async_callback(maker.tool.aclose)
         decided = {**maker.parameters, "maker": maker.version, "teacher": endpoint.model, "seed": job.seed}

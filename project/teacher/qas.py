@@ -111,9 +111,8 @@ def qas(
     parameters: Row = {"label": label, "balanced": balanced, "max_samples": max_samples, "grid": vars(grid)}
     parameters |= {"prompt_think": prompts[0].told(), "prompt_decide": prompts[1].told()}
     maker = Maker("seeker data qas", 1, partial(_label, how), parameters, partial(_balance, seed) if balanced else None)
-    rows = None if max_samples < 0 else max_samples
-    options = {"chunks": read_questions, "most_rows": rows, "student": student}
-    do(maker, Job(as_paths(input_file), {"rows": output_file}, teacher, seed, strict, force, dry_run, yes, **options))
+    job = Job(as_paths(input_file), {"rows": output_file}, teacher, seed, strict, force, dry_run, yes, read_questions)
+    do(maker, replace(job, student=student, most_rows=None if max_samples < 0 else max_samples))
 
 
 def read_questions(inputs: Sequence[Path]) -> Iterator[Readable]:
