@@ -39,7 +39,7 @@ FOOTER_KEY = "seeker"
 """Footer entry of our own Parquet files: `json`, the columns held as JSON; `absent`, the rows (from 0) that lack a column."""
 ROW_GROUP_BYTES = 8_000_000
 PARTIAL = ".part"
-_TYPES_OF_NULLS = ("correct", "needs_search")
+_TYPES_OF_NULLS = ("correct", "needs_search", "label_teacher", "label_answerability", "label_self_knowledge")
 """Columns of true and false, which may be all nulls in the first rows; others are then taken for strings."""
 
 

@@ -7,6 +7,7 @@ for. What is left to tell is whether the row is at fault, the endpoint is down, 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from project.teacher.journal import key_of
 
 RETRIES = 8
 """Of a request that fails for now: over half a minute."""
+LONGEST_PAUSE = 120.0
+"""Seconds that the client waits where it is asked to; for more it gives up at once, and we wait."""
 ANSWERS = 3
 """Times that a teacher is asked which says nothing at all, or nothing that can be read."""
 
@@ -32,9 +35,13 @@ class Failed(Exception):
     """A request went wrong for a reason that may pass; its row can be asked again later."""
 
 
+class Refused(ValueError):
+    """The teacher does not take this request, and would not take it again."""
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How a teacher samples. What is left at its default is not sent."""
+    """How a teacher samples. `top_p`, `repetition_penalty` and `stop` are sent where they are not the default."""
 
     temperature: float = 0.7
     """0 = greedy."""
@@ -113,8 +120,8 @@ class Teacher:
     """Requests in flight."""
     tokens_per_minute: int | None = None
     """Most tokens of prompts and replies to ask for in a minute."""
-    request_seconds: float = 300.0
-    """Deadline of one try of a request."""
+    request_seconds: float = 600.0
+    """Deadline of a request, with its repetitions."""
     row_seconds: float = 3600.0
     """Deadline of a row, with all of its requests and their repetitions."""
     input_price: float = 0.0
@@ -181,21 +188,24 @@ class Endpoint:
         await self._client.close()
 
     async def check(self) -> None:
-        """Ask whether the endpoint is up.
+        """Ask something of no consequence.
 
         Raises:
-            TeacherError: it is not.
+            TeacherError: there is no answer: the endpoint is down, or has no room for more.
         """
         import openai
 
+        asked = [{"role": "user", "content": "Say yes."}]
         try:
-            async for _ in self._client.with_options(max_retries=2).models.list():
-                return
-        except openai.OpenAIError as error:
-            raise TeacherError(
-                f"the teacher at {self.teacher.base_url} is down ({self._shown(error)}); run the same command again when it is "
-                "up"
-            ) from error
+            async with asyncio.timeout(self.teacher.request_seconds):
+                client = self._client.with_options(max_retries=2)
+                await client.chat.completions.create(model=self.model, messages=asked, max_tokens=1)
+        except (openai.OpenAIError, TimeoutError) as error:
+            status = getattr(error, "status_code", 500)
+            if status >= 500 or status == 429:  # whoever refuses this is up
+                raise TeacherError(
+                    f"the teacher {self.model} at {self.teacher.base_url} is down ({self._shown(error)})"
+                ) from error
 
     async def _only_model(self) -> str:
         import openai
@@ -217,12 +227,13 @@ class Endpoint:
         """Return what the teacher says.
 
         Raises:
-            ValueError: it does not take this request, or says nothing; others it may.
+            Refused: it does not take this request; others it may.
+            ValueError: it says nothing.
             Failed: it has failed for now, all repetitions included.
             TeacherError: no request will go well: the key, the model or the address is wrong.
         """
-        for _ in range(ANSWERS):
-            reply = await self._asked(request, seed)
+        for number in range(ANSWERS):
+            reply = await self._asked(request, seed + number)
             if reply is not None and (reply.text.strip() or reply.tool_calls or reply.thoughts.strip()):
                 return reply
         raise ValueError("the teacher says nothing")
@@ -236,7 +247,7 @@ class Endpoint:
             choice = answer.choices[0]
             return _read(choice.message, str(choice.finish_reason or "stop"), answer.usage)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise ValueError(f"the teacher refuses the request: {self._shown(error)}") from error
+            raise Refused(f"the teacher refuses the request: {self._shown(error)}") from error
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise TeacherError(
                 f"the teacher {self.model} at {self.teacher.base_url} refuses all requests ({self._shown(error)}); see "
@@ -246,7 +257,10 @@ class Endpoint:
             if getattr(error, "code", None) == "insufficient_quota":
                 raise TeacherError(f"the teacher's quota is used up ({self._shown(error)}); raise it, and go on") from error
             if isinstance(error, openai.APIStatusError) and error.status_code == 413:
-                raise ValueError(f"the teacher refuses the request: {self._shown(error)}") from error
+                raise Refused(f"the teacher refuses the request: {self._shown(error)}") from error
+            if pause := _long_pause(error):
+                await asyncio.sleep(pause)
+                return None
             raise Failed(f"the teacher {self.model} at {self.teacher.base_url}: {self._shown(error)}") from error
         except (openai.APIResponseValidationError, ValueError, LookupError, TypeError, AttributeError):
             return None  # cut JSON, or none of OpenAI's
@@ -270,6 +284,16 @@ class Endpoint:
     def _shown(self, error: Exception) -> str:
         """Return an error in one line, without the key."""
         return " ".join(f"{type(error).__name__}: {error}".split()).replace(self._secret or "\0", "…")[:500]
+
+
+def _long_pause(error: Any) -> float:  # noqa: ANN401 - openai's
+    """Return the seconds after which an endpoint that is asked too much may be asked again, where the client did not wait."""
+    response = getattr(error, "response", None)
+    try:
+        seconds = float(response.headers.get("retry-after", 0)) if response is not None and error.status_code == 429 else 0.0
+    except ValueError:
+        return 0.0
+    return seconds if seconds > LONGEST_PAUSE else 0.0
 
 
 def parted(text: str) -> tuple[str, str]:

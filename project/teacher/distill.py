@@ -19,18 +19,21 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from project.answers import cover_exact_match, exact_match, token_f1
-from project.corpus.engines.http import HttpRetriever
+from project.answers import cover_exact_match, exact_match, normalise_answer, token_f1
+from project.corpus.engines.http import TOKEN, HttpRetriever
+from project.corpus.index import MANIFEST
 from project.corpus.serving.handle import ServerHandle
 from project.dialects import Action, clean, get_dialect
 from project.environment.search import EpisodeLimits, RetrieverTool, SearchEnvironment
-from project.errors import InputError
+from project.errors import InputError, RetrievalError
+from project.files import file_digest
 from project.records import Conversation, Episode, FinishReason, Message, Question, Row, ToolCall
 from project.rewards.judge import Judge
 from project.streams import Made, as_paths
-from project.teacher.client import Failed, Reply, Sampling, Teacher
-from project.teacher.jobs import LETTERS_A_TOKEN, Asker, Job, Maker, do
+from project.teacher.client import Failed, Refused, Reply, Sampling, Teacher
+from project.teacher.jobs import do
 from project.teacher.journal import key_of
+from project.teacher.maker import LETTERS_A_TOKEN, Asker, Job, Maker
 from project.teacher.prompting import PROMPTS, Prompt
 from project.teacher.schemas import SchemaName, read_call, read_queries, search_tool
 from project.writing import stem_of
@@ -74,7 +77,10 @@ class Distilling:
         """Return what a manifest holds."""
         names = ("topk", "attempts", "keep", "most", "least_f1", "schema", "native", "parallel")
         limits = {"max_turns": self.limits.max_turns, "result_tokens": self.limits.result_tokens}
-        judge = {"judge": self.judge.model} if self.judge else {}
+        judge: Row = {}
+        if self.judge is not None:
+            judged = (self.judge.model, self.judge.base_url, self.judge.max_words, self.judge.max_tokens)
+            judge = {"judge": [*judged, file_digest(self.judge.prompt_file)]}
         return (
             {name: getattr(self, name) for name in names}
             | limits
@@ -168,14 +174,16 @@ def distill(
         name: output_file.with_name(f"{stem_of(output_file)}_{name}{_suffix(output_file)}") for name in ("failed", "questions")
     }
     outputs = {"conversations": output_file, **beside}
+    if retrieval_url is not None and "@" in retrieval_url:
+        raise InputError(f"--retrieval_url holds a name or a key, which manifests would show; give {TOKEN} in the environment")
     with _retrieval(retrieval_url, index, dry_run=dry_run) as url:
         tool, calls = Search(HttpRetriever(url), topk), (schema, native_calls, parallel_calls)
         distilling = Distilling(
             prompt, sampling, limits, tool, topk, attempts, keep, most, least_f1, *calls, judge, retry_share > 0
         )
-        parameters = distilling.told() | {"max_samples": max_samples, "retrieval": str(index or retrieval_url)}
-        parameters |= {"retry_share": retry_share}
-        settle = partial(mix_retries, retry_share, seed)
+        searched = retrieval_url or f"{index}@{file_digest(Path(str(index)) / MANIFEST)}"
+        parameters = distilling.told() | {"retrieval": searched, "retry_share": retry_share}
+        settle = partial(mix_retries, retry_share, seed) if retry_share else None
         maker = Maker("seeker data distill", 1, partial(_distill, distilling), parameters, settle, distilling.tool)
         rows = None if max_samples < 0 else max_samples
         do(maker, Job(as_paths(input_file), outputs, teacher, seed, strict, force, dry_run, yes, most_rows=rows))
@@ -196,7 +204,7 @@ def _suffix(path: Path) -> str:
 @contextmanager
 def _retrieval(url: str | None, index: Path | None, *, dry_run: bool) -> Iterator[str]:
     if index is None or dry_run:
-        yield url or ""
+        yield url or "http://127.0.0.1"
         return
     with ServerHandle(index) as server:
         yield server.url
@@ -236,16 +244,18 @@ async def _distill(how: Distilling, row: Row, asker: Asker, made: Made) -> None:
     made.counts["questions answered" if kept else "questions without a kept conversation"] += 1
     if kept:
         made.put("questions", question.to_row(), same_id="rename")
-    poor = next((attempt for attempt in failed if attempt.found_nothing), None)
-    if how.retries and kept and poor is not None:
+    poor = next((attempt for attempt in failed if kept and kept[0].can_follow(attempt)), None)
+    if how.retries and poor is not None:
         made.put(RETRIES, kept[0].after(poor).to_row())
 
 
 def mix_retries(share: float, seed: int, made: Iterable[Made]) -> Callable[[Made], Made]:
     """Return a function that puts retries in the place of conversations, drawn by the seed, until they are `share` of all."""
-    rows = [one.rows for one in made if one.rows.get("conversations")]
-    wanted = round(share * sum(len(of["conversations"]) for of in rows))
-    able = sorted({of[RETRIES][0]["id"] for of in rows if RETRIES in of}, key=lambda ident: key_of(seed, ident))
+    kept, found = 0, set[str]()
+    for one in made:
+        kept += len(one.rows.get("conversations", ()))
+        found |= {str(row["id"]) for row in one.rows.get(RETRIES, ())}
+    wanted, able = round(share * kept), sorted(found, key=lambda ident: key_of(seed, ident))
     chosen = set(able[:wanted])
 
     def mix(one: Made) -> Made:
@@ -303,7 +313,7 @@ class Attempt:
         while state.finish is None:
             try:
                 reply = await self._ask()
-            except ValueError as error:
+            except Refused as error:
                 self.refused = str(error)
                 return self
             message, action = self._read(reply)
@@ -311,11 +321,19 @@ class Attempt:
             following = await state.act(action, message, ended=reply.finish != "length")
             self.messages += self._answered(message, following)
         if state.finish.is_environment_failure:
-            raise Failed(f"the search tool failed: {state.error}")
+            await self._check_tool()
         return self
 
+    async def _check_tool(self) -> None:
+        """Raise `Failed` where the tool is down; else this search alone has failed, and the attempt is what it is."""
+        try:
+            await self.how.tool.check()
+        except RetrievalError as error:
+            raise Failed(f"the search tool failed: {self.environment.error}") from error
+
     async def _ask(self) -> Reply:
-        told = [message.to_row() for message in self.messages]
+        messages = self.messages if self.how.native else [in_text(message) for message in self.messages]
+        told = [message.to_row() for message in messages]
         tools = self.tools if self.how.native else ()
         return await self.asker.ask(told, self.how.sampling, attempt=self.number, turn=self.environment.turns, tools=tools)
 
@@ -346,7 +364,7 @@ class Attempt:
 
     def _answered(self, message: Message, following: Sequence[Message]) -> list[Message]:
         """Return what follows a turn, the results of each call together under its id."""
-        if not message.tool_calls:
+        if not message.tool_calls or not following:
             return [Message("user", one.content) for one in following]
         results, answered = [one.content for one in following], list[Message]()
         for call in message.tool_calls:
@@ -355,11 +373,19 @@ class Attempt:
             del results[:count]
         return answered
 
-    @property
-    def found_nothing(self) -> bool:
-        """Whether its first search showed no gold answer."""
-        shown = _first_search(self.messages)
-        return bool(shown) and not any(cover_exact_match(m.content, self.question.answers) for m in shown if m.role == "tool")
+    def can_follow(self, poor: Attempt) -> bool:
+        """Whether it begins with a search that finds what another's first search, for something else, did not.
+
+        Of answers that results never hold, such as yes and no, nothing can be said.
+        """
+        golds = [gold for gold in self.question.answers if normalise_answer(gold) not in ("yes", "no", "none")]
+        mine, theirs = _first_search(self.messages), _first_search(poor.messages)
+        if not golds or len(mine) < 2 or len(theirs) < 2 or not self.messages[2].tool_calls:
+            return False
+        if [call.arguments for call in mine[0].tool_calls] == [call.arguments for call in theirs[0].tool_calls]:
+            return False
+        found, missed = (any(cover_exact_match(m.content, golds) for m in shown[1:]) for shown in (mine, theirs))
+        return found and not missed
 
     def after(self, poor: Attempt) -> Conversation:
         """Return the attempt as it would have gone after the first search of another, which found nothing of use."""
@@ -425,6 +451,15 @@ def split_calls(messages: Sequence[Message]) -> list[Message]:
             split.append(replace(message, content="" if number else message.content, tool_calls=(call,)))
             split += [results[call.id]] if call.id in results else []
     return split
+
+
+def in_text(message: Message) -> Message:
+    """Return a message as a model without tools writes and reads it: calls in its text, results in the user's."""
+    if message.role == "tool":
+        return Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
+    calls = (json.dumps({"name": call.name, "arguments": call.arguments}) for call in message.tool_calls)
+    text = "".join(f"\n<tool_call>\n{call}\n</tool_call>" for call in calls)
+    return replace(message, content=f"{message.content}{text}".strip(), tool_calls=())
 
 
 def _parsed(text: str) -> Row:

@@ -9,13 +9,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from project.errors import InputError
 from project.records import Row
-from project.teacher.client import Reply, Request, Teacher, TeacherError, parted
+from project.teacher.client import Failed, Reply, Request, Teacher, TeacherError, parted
+from project.teacher.journal import key_of
+
+
+def model_name(model: str) -> str:
+    """Return what a model is called in keys and manifests: a folder with what tells its weights from others there."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name == "config.json")
+    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{folder.resolve()}@{key_of(told)[:8]}"
 
 
 class LocalTeacher:
@@ -29,7 +43,7 @@ class LocalTeacher:
         """
         if not teacher.model:
             raise InputError(f"teacher.engine={teacher.engine} needs teacher.model: the folder of a model")
-        self.teacher, self.model = teacher, Path(teacher.model).name
+        self.teacher, self.model = teacher, model_name(teacher.model)
 
     def _load_tokenizer(self) -> None:
         from transformers import AutoTokenizer
@@ -114,7 +128,8 @@ class VLLMTeacher(LocalTeacher):
             if not torch.cuda.is_available():
                 options |= {"enforce_eager": True, "enable_chunked_prefill": False}
                 options |= {"kv_cache_memory_bytes": cache_bytes(self.teacher.model, None, self.teacher.max_concurrent)}
-            self._llm: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+            with _without_interrupt():
+                self._llm: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
         except (ValueError, RuntimeError, AssertionError) as error:
             raise TeacherError(f"vLLM does not start on {self.teacher.model} ({_line(error)})") from error
         self._ids = itertools.count()
@@ -145,6 +160,8 @@ class VLLMTeacher(LocalTeacher):
         told = TokensPrompt(prompt_token_ids=prompt)
         [whole] = [found async for found in self._llm.generate(told, parameters, str(next(self._ids)))]
         [output] = whole.outputs
+        if output.finish_reason not in ("stop", "length"):  # Ctrl-C ends vLLM's own process, too
+            raise Failed(f"vLLM gave the request up ({output.finish_reason})")
         reply = self.reply(list(output.token_ids), prompt, ended=output.finish_reason == "stop")
         thoughts, text = parted(output.text)  # which ends before a stop text
         return Reply(text, reply.finish, thoughts, (), reply.prompt_tokens, reply.completion_tokens)
@@ -200,6 +217,16 @@ class TransformersTeacher(LocalTeacher):
             inputs = torch.tensor([prompt], device=self._lm.device)
             ids = self._lm.generate(inputs, generation_config=config, tokenizer=self._tokenizer)
         return ids[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _without_interrupt() -> Iterator[None]:
+    """Start processes that a Ctrl-C in the terminal does not reach: what is in flight there is to end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _with_objects(message: Row) -> Row:

@@ -17,7 +17,8 @@ from project.records import Passage, Row
 from project.rewards import terms
 from project.streams import Made, as_paths
 from project.teacher.client import Reply, Sampling, Teacher
-from project.teacher.jobs import Asker, Job, Maker, do, together
+from project.teacher.jobs import do
+from project.teacher.maker import Asker, Job, Maker, together
 from project.teacher.prompting import PROMPTS, Prompt
 
 STYLES = (

@@ -56,12 +56,16 @@ class Progress:
         """Since the job began."""
         return max(time.monotonic() - self.started, 1e-9)
 
+    @property
+    def cost(self) -> float:
+        """Of what this run has asked."""
+        return self.teacher.price(self.prompt_tokens, self.reply_tokens)
+
     def line(self) -> str:
         """Return the counts in one line."""
         seconds = self.seconds
         rejected = self.rejected.total()
         rows = self.accepted + rejected
-        price = self.teacher.price(self.prompt_tokens, self.reply_tokens)
         why = ", ".join(f"{count} {reason:.60}" for reason, count in self.rejected.most_common(2))
         parts = [
             f"{rows / seconds:,.1f} rows/s",
@@ -70,7 +74,7 @@ class Progress:
             f"{self.accepted:,} accepted",
             *([f"{self.held:,} there already"] if self.held else []),
             *([f"{rejected:,} rejected ({why})"] if rejected else []),
-            *([f"cost {price:,.2f}"] if price else []),
+            *([f"cost {self.cost:,.2f}"] if self.cost else []),
         ]
         return ", ".join(parts)
 
@@ -96,7 +100,8 @@ class Progress:
                     if is_terminal:
                         bar.update(task, completed=self.share, line=self.line())
                     else:
-                        self.say(f"{100 * self.share:.0f} % read, {self.line()}")
+                        left = self.seconds * (1 - self.share) / max(self.share, 1e-9)
+                        self.say(f"{100 * self.share:.0f} % done, about {left:,.0f} s left: {self.line()}")
 
             thread = Thread(target=show, daemon=True)
             thread.start()

@@ -25,8 +25,9 @@ from project.errors import InputError
 from project.records import Question, Row
 from project.streams import Made, Readable, as_paths, chunked
 from project.teacher.client import Sampling, Teacher
-from project.teacher.jobs import Asker, Job, Maker, Rows, do
+from project.teacher.jobs import do
 from project.teacher.journal import key_of
+from project.teacher.maker import Asker, Job, Maker, Rows
 from project.teacher.prompting import PROMPTS, Prompt
 from project.writing import suffix_of
 
@@ -61,6 +62,8 @@ class Labelling:
 
     think: Prompt
     decide: Prompt
+    closed: Prompt
+    open: Prompt
     grid: Grid
     label: LabelSource
     has_student: bool
@@ -106,10 +109,15 @@ def qas(
     """
     if label == "self_knowledge" and student is None:
         raise InputError("--label self_knowledge is what a student knows; give --student.model or --student.base_url")
-    prompts = (Prompt.read(think_prompt_file, "passage"), Prompt.read(decide_prompt_file, "passage"))
-    how = Labelling(*prompts, grid, label, student is not None, teacher.model, seed)
-    parameters: Row = {"label": label, "balanced": balanced, "max_samples": max_samples, "grid": vars(grid)}
-    parameters |= {"prompt_think": prompts[0].told(), "prompt_decide": prompts[1].told()}
+    think, decide = (Prompt.read(path, "passage") for path in (think_prompt_file, decide_prompt_file))
+    closed, opened = (Prompt.read(PROMPTS / f"answer_{name}.txt") for name in ("closed", "open"))
+    how = Labelling(think, decide, closed, opened, grid, label, student is not None, teacher.model, seed)
+    parameters: Row = {
+        "label": label,
+        "balanced": balanced,
+        "grid": vars(grid),
+        "prompts": [one.told() for one in (think, decide, closed, opened)],
+    }
     maker = Maker("seeker data qas", 1, partial(_label, how), parameters, partial(_balance, seed) if balanced else None)
     job = Job(as_paths(input_file), {"rows": output_file}, teacher, seed, strict, force, dry_run, yes, read_questions)
     do(maker, replace(job, student=student, most_rows=None if max_samples < 0 else max_samples))
@@ -136,15 +144,15 @@ async def _label(how: Labelling, row: Row, asker: Asker, made: Made) -> None:
     labels: dict[LabelSource, bool | None] = {
         "teacher": bool(action.queries),
         "answerability": (not asked.answers if passage else asked.needs_search),
-        "self_knowledge": await _self_knowledge(asked, passage, asker) if how.has_student and passage else None,
+        "self_knowledge": await _self_knowledge(how, asked, passage, asker) if how.has_student and passage else None,
     }
     made.counts.update(_agreements(labels))
     chosen = labels[how.label]
     if chosen is None:
         msg = f"{how.label} says nothing of it"
         raise ValueError(msg)
-    made.counts["rows that search" if chosen else "rows that answer"] += 1
     made.put("rows", _row(how, asked, passage, thoughts, action, labels), same_id="rename")
+    made.counts["rows that search" if chosen else "rows that answer"] += 1
 
 
 async def _think(how: Labelling, asked: Question, passage: str, sampling: Sampling, asker: Asker) -> tuple[str, Action]:
@@ -161,6 +169,9 @@ async def _think(how: Labelling, asked: Question, passage: str, sampling: Sampli
     shown = ", with a passage to answer it from" if passage else ""
     messages: list[Row] = [{"role": "system", "content": how.think.fill(passage=shown)}, {"role": "user", "content": told}]
     first = await asker.ask(messages, sampling)
+    if first.finish == "length":
+        msg = "the thoughts were cut off"
+        raise ValueError(msg)
     thoughts = clean(first.thoughts or first.text).strip()
     decide: list[Row] = [
         {"role": "system", "content": how.decide.fill(passage=shown)},
@@ -169,24 +180,28 @@ async def _think(how: Labelling, asked: Question, passage: str, sampling: Sampli
     second = await asker.ask(decide, replace(sampling, temperature=0.0, top_p=1.0, max_tokens=sampling.max_tokens), turn=1)
     searches, answers = (token in second.text for token in (SEARCH_TOKEN, ANSWER_TOKEN))
     action = get_dialect("tags").parse(second.text)
-    if searches == answers or (searches and not action.queries) or (answers and action.answer is None):
+    if (
+        second.finish == "length"
+        or searches == answers
+        or (searches and not action.queries)
+        or (answers and action.answer is None)
+    ):
         msg = "the teacher did not decide between the two"
         raise ValueError(msg)
     return thoughts, Action(queries=action.queries) if searches else Action(answer=action.answer)
 
 
-async def _self_knowledge(asked: Question, passage: str, asker: Asker) -> bool | None:
+async def _self_knowledge(how: Labelling, asked: Question, passage: str, asker: Asker) -> bool | None:
     """Return whether the student must search: wrong without the passage and right with it; None where it is wrong with both."""
     greedy, answers = Sampling(temperature=0.0, max_tokens=64), asked.answers
     if not answers:
         return None
-    closed, opened = (Prompt.read(PROMPTS / f"answer_{name}.txt").text for name in ("closed", "open"))
     said = f"Question: {asked.question}"
-    without = await asker.ask([_system(closed), {"role": "user", "content": said}], greedy, turn=2, student=True)
+    without = await asker.ask([_system(how.closed.text), {"role": "user", "content": said}], greedy, turn=2, student=True)
     if cover_exact_match(without.text, answers):
         return False
     told = {"role": "user", "content": f"{passage}\n\n{said}"}
-    shown = await asker.ask([_system(opened), told], greedy, turn=3, student=True)
+    shown = await asker.ask([_system(how.open.text), told], greedy, turn=3, student=True)
     return True if cover_exact_match(shown.text, answers) else None
 
 
@@ -197,13 +212,17 @@ def _system(text: str) -> Row:
 def _row(
     how: Labelling, asked: Question, passage: str, thoughts: str, action: Action, labels: dict[LabelSource, bool | None]
 ) -> Row:
-    """Return Alpaca's columns and the labels. The thoughts are left out where they led to another decision than the label's.
+    """Return Alpaca's columns and the labels.
+
+    The thoughts are left out where they led to another decision or answer than the row's, or saw a passage that the row does
+    not show: what a model knows by itself (`self_knowledge`) is trained without one.
 
     Raises:
         ValueError: the label is to answer, and there is no answer.
     """
     search = bool(labels[how.label])
-    agrees = search == labels["teacher"]
+    shown = "" if how.label == "self_knowledge" else passage
+    agrees = search == labels["teacher"] and shown == passage
     if search:
         done = Action(queries=action.queries or (keywords(asked.question),))
     else:
@@ -212,8 +231,14 @@ def _row(
             msg = f"{how.label} says to answer, and there is no answer"
             raise ValueError(msg)
         done = Action(answer=clean(answer).strip())
+        if asked.answers and not cover_exact_match(action.answer, asked.answers):
+            if how.label == "teacher":
+                msg = "the teacher answers wrongly"
+                raise ValueError(msg)
+            agrees = False
     dialect = get_dialect("tags")
-    system, user = opening(passage, asked.question) if passage else opening_messages(asked, dialect)
+    bare = replace(asked, extra_info={})
+    system, user = opening(shown, asked.question) if shown else opening_messages(bare, dialect)
     return {
         "instruction": user.content,
         "input": "",
@@ -244,8 +269,8 @@ def _agreements(labels: dict[LabelSource, bool | None]) -> Counter[str]:
 
 def _balance(seed: int, made: Iterable[Made]) -> Callable[[Made], Made]:
     """Return a function that leaves out rows of the commoner class, drawn by the seed."""
-    rows = [row for one in made for row in one.rows.get("rows", ())]
-    classes = [[str(row["id"]) for row in rows if row["search"] is search] for search in (True, False)]
+    found = [(str(row["id"]), row["search"]) for one in made for row in one.rows.get("rows", ())]
+    classes = [[ident for ident, decided in found if decided is search] for search in (True, False)]
     fewer = min(map(len, classes))
     kept = {ident for of in classes for ident in sorted(of, key=lambda ident: key_of(seed, ident))[:fewer]}
 

@@ -21,7 +21,8 @@ from project.errors import InputError
 from project.records import Passage, Question, Row
 from project.streams import Made, Readable, as_paths, chunked
 from project.teacher.client import Sampling, Teacher
-from project.teacher.jobs import Asker, Job, Maker, Rows, do
+from project.teacher.jobs import do
+from project.teacher.maker import Asker, Job, Maker, Rows
 from project.teacher.prompting import PROMPTS, Prompt
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -149,7 +150,7 @@ def _window(path: Path, before: list[Row], waiting: list[tuple[int, Row, float]]
     earlier = [other for other in before if _document(other) == _document(row)]
     later = [other for _, other, _ in waiting[:neighbours] if _document(other) == _document(row)]
     before.append(row)
-    del before[: len(before) - neighbours]
+    del before[: max(0, len(before) - neighbours)]
     return Rows(path, share, ((line, {"passages": [*earlier, row, *later], "at": len(earlier)}, ""),))
 
 

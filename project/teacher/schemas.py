@@ -33,7 +33,8 @@ def _field(name: SchemaName) -> str:
 def read_queries(call: ToolCall, name: SchemaName) -> tuple[str, ...]:
     """Return the queries of a call; none where it is not one of the search tool, or holds none."""
     value = call.arguments.get(_field(name)) if call.name == "search" else None
-    texts: Sequence[object] = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    several = name != "query"
+    texts: Sequence[object] = value if several and isinstance(value, list) else [value] if isinstance(value, str) else []
     if not all(isinstance(text, str) for text in texts):
         return ()
     return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())

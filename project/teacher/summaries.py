@@ -21,7 +21,8 @@ from project.errors import InputError
 from project.records import Row, Step
 from project.streams import Made, as_paths
 from project.teacher.client import Reply, Sampling, Teacher
-from project.teacher.jobs import Asker, Job, Maker, do
+from project.teacher.jobs import do
+from project.teacher.maker import Asker, Job, Maker
 from project.teacher.prompting import PROMPTS, Prompt
 from project.traces.steps import StepSample
 from project.traces.summaries import MAX_WORDS, check_max_words, context_before, context_texts
@@ -108,7 +109,7 @@ def summaries(
 async def _summarise(how: Summarising, row: Row, asker: Asker, made: Made) -> None:
     sample = StepSample.from_row(row)
     before = context_before(sample.context)
-    next_search = sample.context[len(before) :]
+    next_search = [step for step in sample.context[len(before) :] if step.type != "search_result"]
     previous = await _summary(how, sample, before, next_search, asker) if before else ""
     summary = await _summary(how, sample, sample.context, sample.target, asker) if sample.context else ""
     made.counts["samples without a context"] += not sample.context
@@ -163,8 +164,8 @@ def _read(how: Summarising, sample: StepSample, context: Sequence[Step], reply: 
     found = _OBJECT.search(reply.text)
     try:
         parts = json.loads(found[0]) if found else {}
-        thoughts, facts = (clean(str(parts[name])).strip() for name in ("thoughts", "facts"))
-    except (ValueError, LookupError, TypeError):
+        thoughts, facts = (clean(parts[name]).strip() for name in ("thoughts", "facts"))
+    except (ValueError, LookupError, TypeError, AttributeError):
         return "", "", "it is no JSON object with thoughts and facts"
     return thoughts, facts, find_fault(thoughts, facts, sample, context, how.max_words, how.least_quoted)
 
@@ -191,7 +192,7 @@ def find_fault(
     answers = {f" {normalise_answer(answer)} " for answer in sample.answers} - {" yes ", " no "}
     if any(answer in said and answer not in held for answer in answers):
         return "it says an answer that no result holds"
-    return ""
+    return "" if quoted or not any(step.documents for step in context) else "it quotes nothing that a result says"
 
 
 def _words(texts: Sequence[str]) -> int:

@@ -28,7 +28,8 @@ from measured import memory
 from project.records import Row
 from project.streams import Made
 from project.teacher.client import Reply, Sampling, Teacher
-from project.teacher.jobs import Asker, Job, Maker, do
+from project.teacher.jobs import do
+from project.teacher.maker import Asker, Job, Maker
 from project.teacher.progress import Progress
 from project.writing import write_rows
 

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from project.teacher.client import Sampling, Teacher
-from project.teacher.jobs import Job, Maker, do
+from project.teacher.jobs import do
+from project.teacher.maker import Job, Maker
 
 
 async def echo(row, asker, made):

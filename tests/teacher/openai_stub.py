@@ -26,6 +26,9 @@ class Stub:
         self.reply: Reply = reply or (lambda asked, _: completion(f"said {asked['messages'][-1]['content']}"))
         self.latency, self.port = latency, port
         self.asked: list[dict] = []
+        self.probe: Any = completion("Yes.")
+        """The answer to the question of no consequence by which a job learns whether an endpoint is up."""
+        self.probed = 0
         self.keys: list[str] = []
         self.headers: dict[str, str] = {}
         """Sent with every answer."""
@@ -39,6 +42,11 @@ class Stub:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        if body["messages"][-1]["content"] == "Say yes.":
+            self.probed += 1
+            if isinstance(self.probe, int):
+                return web.json_response({"error": {"message": "down"}}, status=self.probe, headers=self.headers)
+            return web.json_response(self.probe)
         self.asked.append(body)
         self.keys.append(request.headers["authorization"])
         name = json.dumps(body["messages"])

@@ -93,12 +93,16 @@ def test_right_ones_are_kept_and_the_others_lie_apart_with_the_reason(files):
     assert all(asked["temperature"] == 0.7 and asked["max_tokens"] == 2048 for asked in stub.asked)
 
 
+def read_again(message):
+    """Return a result in the user's text as a tool's."""
+    head, _, rest = message["content"].partition("<tool_response>\n")
+    return message if head or not rest else {"role": "tool", "content": rest.removesuffix("\n</tool_response>")}
+
+
 def written(asked, before):
-    """The same with `<tool_call>` in the text, and results in user messages that the template knows."""
-    reply = native(
-        {**asked, "messages": [{**m, "role": "tool" if "Doc 1" in m["content"] else m["role"]} for m in asked["messages"]]},
-        before,
-    )
+    """The same with calls and results in the text."""
+    assert not any("tool_calls" in message or message["role"] == "tool" for message in asked["messages"])
+    reply = native({**asked, "messages": list(map(read_again, asked["messages"]))}, before)
     message = reply["choices"][0]["message"]
     for one in message.pop("tool_calls", []):
         function = one["function"] | {"arguments": json.loads(one["function"]["arguments"])}
@@ -220,7 +224,6 @@ def test_retries_begin_with_the_search_of_a_failed_attempt(files):
         (completion("<answer> Ana", "length"), "length"),
         (completion("", "tool_calls", tool_calls=[call("x", text="?")]), "malformed"),
         (completion("<tool_call>\n{nonsense\n</tool_call>"), "malformed"),
-        (400, "the request was refused"),
     ],
 )
 def test_what_cannot_be_read_or_does_not_end_lies_apart(files, reply, reason):
@@ -229,6 +232,40 @@ def test_what_cannot_be_read_or_does_not_end_lies_apart(files, reply, reason):
     [failed] = conversations(files[1].with_name("out_failed.jsonl"))
     assert failed.extra_info["reason"].startswith(reason)
     assert not files[1].read_text()
+
+
+def test_a_refused_request_ends_its_attempt_alone(files):
+    """For one that is too long, say, where others are answered."""
+    with Stub(lambda asked, before: 400 if town(asked["messages"]) == "Fro" else native(asked, before)) as stub:
+        stub.passages = PASSAGES
+        assert run(files, stub, "--batch_size", "1") == 0
+    failed = {c.id: c.extra_info["reason"] for c in conversations(files[1].with_name("out_failed.jsonl"))}
+    assert failed["q2"].startswith("the request was refused: the teacher refuses the request: BadRequestError")
+    assert [c.id for c in conversations(files[1])] == ["q0", "q1"]
+
+
+def test_a_dry_run_needs_neither_teacher_nor_index(files, capsys):
+    options = [
+        "--input_file",
+        str(files[0]),
+        "--output_file",
+        str(files[1]),
+        "--index",
+        str(files[0].parent),
+        "--dry_run",
+        "true",
+    ]
+    (files[0].parent / "manifest.json").write_text("{}")
+    assert main(["data", "distill", *options]) == 0
+    assert "Who is the mayor of Dor?" in capsys.readouterr().out
+
+
+def test_a_key_in_the_searchs_address_is_refused(files, capsys):
+    options = ["--input_file", str(files[0]), "--output_file", str(files[1]), "--retrieval_url", "http://me:secret@host"]
+    assert main(["data", "distill", *options]) == 2
+    said = capsys.readouterr().err
+    assert "SEEKER_RETRIEVAL_TOKEN" in said
+    assert "secret" not in said
 
 
 def rows_of(path):
@@ -272,7 +309,7 @@ def test_the_predecessors_file_is_read(shared_data):
     ("name", "arguments", "queries"),
     [
         ("query", {"query": " a "}, ("a",)),
-        ("query", {"query": ["a", "b"]}, ("a", "b")),
+        ("query", {"query": ["a", "b"]}, ()),
         ("query", {"query_list": ["a"]}, ()),
         ("query_list", {"query_list": ["a", " ", "b"]}, ("a", "b")),
         ("queries", {"query": ["a", 3]}, ()),

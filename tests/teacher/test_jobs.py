@@ -17,9 +17,10 @@ from openai_stub import Stub, completion
 
 from project.errors import InputError
 from project.files import file_digest, read_rows
-from project.teacher import jobs
 from project.teacher.client import Sampling, TeacherError
-from project.teacher.jobs import Interrupted, Maker, do, journal_path
+from project.teacher.jobs import do, journal_path
+from project.teacher.maker import Maker
+from project.teacher.work import Interrupted
 from project.tracking.store import all_runs
 
 
@@ -156,8 +157,8 @@ def test_an_endpoint_that_stays_down_stops_the_job_and_the_same_command_goes_on(
         return 503 if len(stub.asked) > 50 else completion(f"said {asked['messages'][-1]['content']}")
 
     with Stub(reply) as stub:
-        stub.headers = {"retry-after-ms": "1"}
-        with pytest.raises(TeacherError, match=r"^5 rows in a row failed \(the teacher stub at .*503.*run the same command"):
+        stub.headers, stub.probe = {"retry-after-ms": "1"}, 503
+        with pytest.raises(TeacherError, match=r"^one row after the other fails \(.*503.* is down .*run the same command"):
             do(ECHO, job(stub.url, path, out))
         assert not out.exists()
         kept = journal_path(out).read_text().count('"reply":')
@@ -167,6 +168,113 @@ def test_an_endpoint_that_stays_down_stops_the_job_and_the_same_command_goes_on(
         do(ECHO, job(stub.url, path, out))
         assert len(stub.asked) - before == 160 - kept
     assert rows_of(out) == expected(80)
+
+
+def test_rows_that_fail_one_after_the_other_do_not_stop_a_teacher_that_answers(given, tmp_path, monkeypatch):
+    """Eight poisoned rows: all others are made, and these are rejected, in this run and in one that begins with them alone."""
+    monkeypatch.setattr("project.teacher.client.RETRIES", 0)
+    path, out = given(40), tmp_path / "out.jsonl"
+    poisoned = {f"row {i}" for i in range(10, 18)}
+
+    def reply(asked, _):
+        text = asked["messages"][-1]["content"]
+        return 500 if text in poisoned else completion(f"said {text}")
+
+    with Stub(reply) as stub:
+        counts = do(ECHO, job(stub.url, path, out, concurrent=4))
+        assert stub.probed >= 8
+    assert counts["rows written"] == 32
+    rejected = rows_of(out.with_name("out.jsonl.rejected.jsonl"))
+    assert {row["row"]["text"] for row in rejected} == poisoned
+
+
+def test_an_endpoint_that_dies_while_failed_rows_are_tried_again_rejects_none(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("project.teacher.client.RETRIES", 0)
+    path, out = given(10), tmp_path / "out.jsonl"
+
+    def reply(asked, _):
+        text = asked["messages"][-1]["content"]
+        if text in ("row 3", "row 4"):
+            stub.probe = 503
+            return 500
+        return completion(f"said {text}")
+
+    with Stub(reply) as stub:
+        with pytest.raises(TeacherError, match=r"is down"):
+            do(ECHO, job(stub.url, path, out, concurrent=4))
+        stub.probe, stub.reply = completion("Yes."), lambda asked, _: completion(f"said {asked['messages'][-1]['content']}")
+        do(ECHO, job(stub.url, path, out, concurrent=4))
+    assert rows_of(out) == expected(10)
+
+
+def test_where_the_first_requests_are_all_refused_the_job_stops_and_none_is_taken_for_the_rows_fault(given, tmp_path):
+    path, out = given(100), tmp_path / "out.jsonl"
+    with Stub(lambda *_: 400) as stub:
+        with pytest.raises(TeacherError, match=r"^the first 5 requests were all refused \(.*400.*run this again$"):
+            do(ECHO, job(stub.url, path, out, concurrent=4))
+        assert len(stub.asked) < 20
+        stub.reply = lambda asked, _: completion(f"said {asked['messages'][-1]['content']}")
+        do(ECHO, job(stub.url, path, out, concurrent=4))
+    assert rows_of(out) == expected(100)
+
+
+def test_a_defect_of_a_program_ends_what_is_in_flight_first(given, tmp_path):
+    path, out = given(50), tmp_path / "out.jsonl"
+
+    async def breaks(row, asker, made):
+        await asker.ask([{"role": "user", "content": row["text"]}], Sampling())
+        if row["id"] == "q7":
+            raise RuntimeError("a defect")
+        made.put("rows", {"id": row["id"]})
+
+    with Stub(latency=0.05) as stub:
+        with pytest.raises(RuntimeError, match="a defect"):
+            do(Maker("breaks", 1, breaks, {}), job(stub.url, path, out))
+        assert journal_path(out).read_text().count('"reply":') == len(stub.asked)
+
+
+def test_a_job_that_comes_to_cost_too_much_stops(given, tmp_path):
+    """Each row asks twice, of which the estimate sees the first: 5 tokens a reply, at 1 a token."""
+    path, out, priced = given(20), tmp_path / "out.jsonl", {"output_price": 1e6, "most_price": 102.0}
+
+    async def brief(row, asker, made):
+        for turn in range(2):
+            await asker.ask([{"role": "user", "content": f"{row['text']} {turn}"}], Sampling(max_tokens=5), turn=turn)
+        made.put("rows", {"id": row["id"]})
+
+    maker = Maker("brief", 1, brief, {})
+    with Stub() as stub:
+        with pytest.raises(InputError, match=r"^this run has cost 105\.00, over teacher\.most_price=102; .* --yes true$"):
+            do(maker, job(stub.url, path, out, concurrent=1, **priced))
+        assert len(stub.asked) <= 22
+        do(maker, job(stub.url, path, out, yes=True, **priced))
+        assert len(stub.asked) == 40
+
+
+def test_strict_stops_at_the_first_row_that_gives_nothing(given, tmp_path):
+    with Stub(lambda asked, _: completion("" if "row 3" in asked["messages"][-1]["content"] else "x")) as stub:
+        with pytest.raises(InputError, match=r"^row 'q3': the teacher says nothing$"):
+            do(ECHO, job(stub.url, given(100), tmp_path / "out.jsonl", concurrent=2, strict=True))
+        assert len(stub.asked) < 40
+
+
+def test_a_request_that_takes_too_long_fails_and_the_pause_of_minutes_is_made(given, tmp_path, monkeypatch):
+    monkeypatch.setattr("project.teacher.client.LONGEST_PAUSE", 0.5)
+    path, out, times = given(1), tmp_path / "out.jsonl", []
+
+    def reply(asked, _):
+        times.append(time.perf_counter())
+        return 429 if len(times) == 1 else completion("x")
+
+    with Stub(reply) as stub:
+        monkeypatch.setattr("openai._base_client.MAX_RETRY_AFTER_DELAY", 0.5)
+        stub.headers = {"retry-after": "1"}
+        do(ECHO, job(stub.url, path, out))
+        assert times[1] - times[0] >= 1.0
+    with Stub(latency=30.0) as stub:
+        stub.probe = 503
+        with pytest.raises(TeacherError, match=r"a request took over teacher\.request_seconds=0\.3"):
+            do(ECHO, job(stub.url, path, tmp_path / "late.jsonl", request_seconds=0.3))
 
 
 def test_a_teacher_that_is_down_at_the_start_is_one_sentence(given, tmp_path):
@@ -316,4 +424,4 @@ def test_an_interrupted_job_in_this_process(given, tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             do(ECHO, job(stub.url, path, out))
         assert time.perf_counter() - started < 10
-    assert jobs.journal_path(out).exists()
+    assert journal_path(out).exists()

@@ -61,26 +61,24 @@ def test_the_teachers_decision_is_a_token_and_never_a_word(files):
     with Stub(teacher) as stub:
         assert run(files, stub) == 0
     rows = {row["id"]: row for row in rows_of(files[1])}
-    assert {name: row["search"] for name, row in rows.items()} == {"mayor": False, "baker": True, "judge": False, "poet": False}
+    assert {name: row["search"] for name, row in rows.items()} == {"mayor": False, "baker": True, "judge": False}
     assert rows["mayor"]["output"] == (
         "<think>\nThe mayor, well. A current question.\n</think>\n<|ANSWER|>\n<answer>\nAna Roux\n</answer>"
     )
     assert rows["baker"]["output"].endswith("<|SEARCH|>\n<search>\nthe baker of Dor\n</search>")
     assert rows["judge"]["output"].endswith("<answer>\nCy\n</answer>"), "its own answer, where the data have none"
-    assert rows["poet"]["output"].endswith("<answer>\nBo Lind\n</answer>"), "the gold answer, where they have one"
     assert rows["mayor"]["instruction"] == f"Passage: {PASSAGE}\nQuestion: Who is mayor?"
-    assert rows["poet"]["instruction"] == "Question: Who is poet?"
     assert [rows["mayor"][f"label_{source}"] for source in ("teacher", "answerability", "self_knowledge")] == [
         False,
         False,
         None,
     ]
     assert rows["judge"]["label_answerability"] is True
-    [rejected] = rows_of(files[1].with_name("out.jsonl.rejected.jsonl"))
-    assert (rejected["row"]["id"], rejected["reason"]) == ("cook", "the teacher did not decide between the two")
+    rejected = {row["row"]["id"]: row["reason"] for row in rows_of(files[1].with_name("out.jsonl.rejected.jsonl"))}
+    assert rejected == {"cook": "the teacher did not decide between the two", "poet": "the teacher answers wrongly"}
     counts = json.loads(files[1].with_name("out.jsonl.manifest.json").read_text())["counts"]
     assert (counts["teacher and answerability agree"], counts["teacher and answerability differ"]) == (3, 1)
-    assert (counts["rows that search"], counts["rows that answer"]) == (1, 3)
+    assert (counts["rows that search"], counts["rows that answer"]) == (1, 2)
     thinking = [asked for asked in stub.asked if "Do not write" in asked["messages"][0]["content"]]
     assert len({json.dumps([a["temperature"], a.get("top_p"), a["max_tokens"]]) for a in thinking}) > 1
 
@@ -91,6 +89,8 @@ def test_another_source_can_be_chosen_and_thoughts_that_led_elsewhere_are_left_o
     rows = {row["id"]: row for row in rows_of(files[1])}
     assert {name: row["search"] for name, row in rows.items()} == {"mayor": False, "baker": True, "judge": True, "poet": False}
     assert rows["judge"]["thoughts"] == ""
+    assert rows["poet"]["instruction"] == "Question: Who is poet?"
+    assert rows["poet"]["output"] == "<|ANSWER|>\n<answer>\nBo Lind\n</answer>", "the gold answer, without thoughts of another"
     assert rows["judge"]["output"] == "<|SEARCH|>\n<search>\njudge\n</search>"
     assert all(row["label_source"] == "answerability" for row in rows.values())
 
@@ -110,6 +110,7 @@ def test_a_student_is_asked_what_it_knows(files):
         assert len(other.asked) == 2, "of the mayor; of the others nothing can be said, or the teacher decided nothing"
     [row] = rows_of(files[1])
     assert (row["id"], row["search"], row["label_self_knowledge"], row["thoughts"]) == ("mayor", True, True, "")
+    assert row["instruction"] == "Question: Who is mayor?", "what it knows by itself is trained without the passage"
     manifest = json.loads(files[1].with_name("out.jsonl.manifest.json").read_text())
     assert manifest["parameters"]["student"] == "little"
 

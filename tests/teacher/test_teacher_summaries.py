@@ -112,6 +112,7 @@ def test_what_never_passes_is_rejected_with_the_reason(files):
         ("word " * 21, "fact", "it has 22 words, and at most 20 are allowed"),
         ("The mayor first.", 'It is "Ana Ruox".', '"Ana Ruox" stands in no result to the letter'),
         ("She is from elm!", "Ana.", "it says an answer that no result holds"),
+        ("The mayor first.", "It is Ana Roux.", "it quotes nothing that a result says"),
     ],
 )
 def test_the_checks(thoughts, facts, fault):
