@@ -193,7 +193,12 @@ class TransformersTeacher(LocalTeacher):
             msg = "transformers holds no reply to a schema; give --structured false"
             raise ValueError(msg)
         async with self._one:
-            ids = await asyncio.to_thread(self._generated, request, prompt, seed)
+            running = asyncio.ensure_future(asyncio.to_thread(self._generated, request, prompt, seed))
+            try:
+                ids = await asyncio.shield(running)
+            except asyncio.CancelledError:
+                await asyncio.wait([running])  # a thread cannot be ended, and the next must not draw beside it
+                raise
         end = self._tokenizer.eos_token_id
         ended = bool(ids) and (ids[-1] == end or len(ids) < request.sampling.max_tokens)
         return self.reply(ids, prompt, ended=ended)

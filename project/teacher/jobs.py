@@ -151,6 +151,9 @@ def print_estimate(found: Estimate, teacher: Teacher) -> None:
         for message in found.request.messages:
             console.print(f"[{message['role']}]", style="bold", markup=False)
             console.print(str(message.get("content") or dumps(message)), markup=False, highlight=False)
+        for name, value in (("tools", found.request.tools), ("schema", found.request.schema)):
+            if value:
+                console.print(f"{name}: {dumps(value)}", markup=False, highlight=False)
         console.print(f"{found.request.sampling}", markup=False)
     price = teacher.price(found.prompt_tokens, found.reply_tokens)
     console.print(

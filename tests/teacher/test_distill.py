@@ -257,7 +257,9 @@ def test_a_dry_run_needs_neither_teacher_nor_index(files, capsys):
     ]
     (files[0].parent / "manifest.json").write_text("{}")
     assert main(["data", "distill", *options]) == 0
-    assert "Who is the mayor of Dor?" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Who is the mayor of Dor?" in said
+    assert 'tools: [{"type":"function"' in said
 
 
 def test_a_key_in_the_searchs_address_is_refused(files, capsys):
