@@ -11,7 +11,8 @@ from project.cli import main
 from project.dialects import get_dialect
 from project.files import read_records, read_rows
 from project.records import Conversation, Message, ToolCall
-from project.teacher.distill import read_question, split_calls
+from project.teacher.attempts import split_calls
+from project.teacher.distill import read_question
 from project.teacher.schemas import read_queries, search_tool
 from project.writing import write_rows
 
