@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,22 +18,22 @@ from types import TracebackType
 from typing import Any, Self
 
 from project.errors import InputError
+from project.files import file_digest
 from project.records import Row
-from project.teacher.client import Failed, Reply, Request, Teacher, TeacherError, parted
+from project.teacher.client import Failed, Reply, Request, Sampling, Teacher, TeacherError, parted
 from project.teacher.journal import key_of
 
 
 def model_name(model: str) -> str:
-    """Return what a model is called in keys and manifests: a folder with what tells its weights from others there."""
+    """Return what a model is called in keys and manifests: a folder by its name and its weights' digest, wherever it lies."""
     folder = Path(model)
     if not folder.is_dir():
         return model
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name == "config.json")
-    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return f"{folder.resolve()}@{key_of(told)[:8]}"
+    return f"{folder.name}@{key_of([file_digest(path) for path in files])[:8]}"
 
 
-class LocalTeacher:
+class LocalTeacher(ABC):
     """What both have in common: from messages to token ids and back."""
 
     def __init__(self, teacher: Teacher) -> None:
@@ -81,7 +82,16 @@ class LocalTeacher:
         return Reply(text, "stop" if ended else "length", thoughts, (), len(prompt), len(ids))
 
     async def check(self) -> None:
-        """Do nothing: it is here."""
+        """Say one word.
+
+        Raises:
+            TeacherError: the engine has died.
+        """
+        asked = Request("check", ({"role": "user", "content": "Say yes."},), Sampling(temperature=0.0, max_tokens=1))
+        try:
+            await self._generate(asked, self.prompt(asked), 0)
+        except Exception as error:
+            raise TeacherError(f"the teacher {self.model} in this process has failed ({_line(error)})") from error
 
     async def ask(self, request: Request, seed: int) -> Reply:
         """Return what the teacher says.
@@ -95,8 +105,9 @@ class LocalTeacher:
             raise ValueError(msg)
         return reply
 
+    @abstractmethod
     async def _generate(self, request: Request, prompt: list[int], seed: int) -> Reply:
-        raise NotImplementedError
+        """Return what the model says after a prompt."""
 
 
 class VLLMTeacher(LocalTeacher):

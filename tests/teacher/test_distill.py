@@ -69,7 +69,7 @@ def conversations(path):
     return list(read_records(path, Conversation.from_row))
 
 
-def test_right_ones_are_kept_and_the_others_lie_apart_with_the_reason(files):
+def test_trap_09_right_ones_are_kept_and_the_others_lie_apart_with_the_reason(files):
     with Stub(native) as stub:
         stub.passages = PASSAGES
         assert run(files, stub) == 0
@@ -276,10 +276,7 @@ def rows_of(path):
 
 
 def test_a_search_that_is_down_stops_the_job_and_the_same_command_goes_on(files, capsys):
-    def slow_towns(asked, before):
-        return native(asked, before)
-
-    with Stub(slow_towns) as stub:
+    with Stub(native) as stub:
         stub.passages, stub.search_fails = PASSAGES, True
         assert run(files, stub, "--batch_size", "2") == 1
         said = capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_rows_come_in_the_inputs_order_with_as_many_requests_in_flight_as_may_be
     assert (made.dataset.name, made.dataset.digest) == ("out.jsonl", file_digest(out))
 
 
-def test_the_next_request_goes_out_when_one_ends_and_not_when_all_have(given, tmp_path):
+def test_trap_10_the_next_request_goes_out_when_one_ends_and_not_when_all_have(given, tmp_path):
     """One request takes as long as twenty others: with barriers of 4 the job would take five such times and more."""
     path, out = given(40), tmp_path / "out.jsonl"
     slow = {"row 0", "row 8", "row 16", "row 24", "row 32"}
@@ -79,7 +79,7 @@ def test_the_next_request_goes_out_when_one_ends_and_not_when_all_have(given, tm
         assert time.perf_counter() - started < 3.0
 
 
-def test_killed_at_any_moment_it_goes_on_and_repeats_no_request_that_was_kept(given, tmp_path):
+def test_trap_10_killed_at_any_moment_it_goes_on_and_repeats_no_request_that_was_kept(given, tmp_path):
     path, out, whole = given(150), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     script, draw = Path(__file__).with_name("echo_job.py"), random.Random(0)
     with Stub(latency=0.02) as stub:
@@ -287,7 +287,7 @@ def test_a_teacher_that_is_down_at_the_start_is_one_sentence(given, tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".db", ".jsonl"]
 
 
-def test_rows_that_fail_are_listed_with_the_reason_and_are_not_in_the_data(given, tmp_path, monkeypatch):
+def test_trap_09_rows_that_fail_are_listed_with_the_reason_and_are_not_in_the_data(given, tmp_path, monkeypatch):
     monkeypatch.setattr("project.teacher.client.RETRIES", 1)
     path, out = given(30), tmp_path / "out.jsonl"
     wrong = {"row 3": 400, "row 7": 500, "row 11": completion("  "), "row 13": 422}

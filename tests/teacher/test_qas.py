@@ -57,7 +57,7 @@ def rows_of(path):
     return [row for _, row in read_rows(path)]
 
 
-def test_the_teachers_decision_is_a_token_and_never_a_word(files):
+def test_trap_04_the_teachers_decision_is_a_token_and_never_a_word(files):
     with Stub(teacher) as stub:
         assert run(files, stub) == 0
     rows = {row["id"]: row for row in rows_of(files[1])}
