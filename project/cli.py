@@ -1,7 +1,7 @@
 """The one entry point: `seeker VERB …`.
 
-`fit|validate|test|predict` are LightningCLI (`lightning_cli.py`); every other verb is a typed function whose signature and
-docstring are its command line, through jsonargparse. Nothing heavy is imported before the verb is known.
+`fit|validate|test|predict`, and `plan` of a `fit`, are LightningCLI (`lightning_cli.py`); every other verb is a typed function
+whose signature and docstring are its command line, through jsonargparse. Nothing heavy is imported before the verb is known.
 
 Exit status: 0 done, 1 failed, 2 the arguments or the input are wrong.
 """
@@ -22,6 +22,7 @@ TRAINER_VERBS = {
     "validate": "run the validation loop",
     "test": "measure an agent on held-out questions",
     "predict": "write conversations and scores for a question file",
+    "plan": "what a fit of these --config files would take: memory, steps, time",
 }
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -40,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data phases": ("project.traces.phases:phases", "the training sets of the phases, from traces or samples"),
     "data split": ("project.traces.split:split", "conversations to train, validation and test, by group"),
     "data prepare": ("project.traces.prepare:prepare", "traces, phases and split in one command"),
+    "data export": ("project.traces.for_verl:export", "conversations as another trainer reads them: verl"),
     "data push": ("project.traces.push:push", "files with their manifests and a card to the Hugging Face Hub"),
     "data show": ("project.apps.show:show", "a training sample in the terminal, or a file's statistics"),
     "index build": ("project.corpus.build:build", "index passages for search"),
@@ -51,6 +53,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("project.tracking.compare:compare", "runs side by side from MLflow"),
     "runs": ("project.tracking.compare:runs", "list the tracked runs"),
     "lineage": ("project.tracking.compare:lineage", "what a run was made from: parents, datasets, checkpoints"),
+    "doctor": ("project.apps.doctor:doctor", "what this machine has for Seeker, and what is wrong with it"),
     "ui": ("project.tracking.store:ui", "open MLflow's page on the project's store"),
 }
 
@@ -93,7 +96,10 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if args[0] in TRAINER_VERBS:
         prepare_process()
-        import_module("project.lightning_cli").run(args)
+        if args[0] == "plan":
+            import_module("project.apps.plan").run(args[1:])
+        else:
+            import_module("project.lightning_cli").run(args)
         return 0
     for words in (2, 1):
         verb = " ".join(args[:words])

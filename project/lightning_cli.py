@@ -72,13 +72,18 @@ def run(args: list[str]) -> SeekerCLI:
     Raises:
         InputError: an unknown key, a wrong value, or a config or checkpoint file that does not exist.
     """
+    return run_with(SeekerCLI, args)
+
+
+def run_with(cli: type[SeekerCLI], args: list[str]) -> SeekerCLI:
+    """Do as `run` does with another class of command line."""
     _check_configs(args)
     _quiet()
     _import_classes()
     defaults = project_root() / DEFAULTS
     verb_kwargs = {"default_config_files": [str(defaults)], "exit_on_error": False}
     try:
-        return SeekerCLI(
+        return cli(
             args=args,
             save_config_callback=None,
             trainer_defaults=dict(TRAINER_DEFAULTS),
@@ -111,6 +116,7 @@ class SeekerCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own type
         """Parse `args` without Lightning's warning that the process has arguments of its own."""
+        self.words: list[str] = args
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:

@@ -108,7 +108,7 @@ class Renderer:
             raise RenderingError(f"the chat template hides the assistant's message {message.content[:60]!r}")
         text = body[:cut]
         for call in message.tool_calls:
-            if missing := [value for value in (call.name, *_leaves(call.arguments)) if not _carries(text, value)]:
+            if missing := not_shown(text, [call.name, call.arguments]):
                 raise RenderingError(f"the chat template drops {missing[0]!r} from a tool call; set Seeker's template")
         spans = assistant_spans(text)
         end = cut + len(self.end_text)
@@ -255,7 +255,7 @@ class Renderer:
         """Refuse a prompt that lacks a tool's name or one of its parameters."""
         for function in (tool["function"] for tool in conversation.tools):
             names = (function["name"], *(function.get("parameters") or {}).get("properties", {}))
-            if missing := [name for name in names if not _carries(prompt, name)]:
+            if missing := not_shown(prompt, names):
                 raise RenderingError(
                     f"the chat template drops {missing[0]!r} from the tools of '{conversation.id}'; set Seeker's template"
                 )
@@ -297,6 +297,11 @@ def _owner(starts: list[int], weights: list[float], start: int, end: int) -> int
     first = bisect_right(starts, start) - 1
     last = bisect_right(starts, max(start, end - 1)) - 1
     return max(range(first, last + 1), key=lambda span: weights[span])
+
+
+def not_shown(text: str, value: Any) -> list[str]:  # noqa: ANN401 - any JSON
+    """Return those of the strings that JSON holds which a rendered text does not, as they are or as JSON writes them."""
+    return [leaf for leaf in _leaves(value) if not _carries(text, leaf)]
 
 
 def _leaves(value: Any) -> list[str]:  # noqa: ANN401 - any JSON

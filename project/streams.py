@@ -139,6 +139,7 @@ def run(
     full: bool = False,
     chunks: Callable[[Sequence[Path]], Iterator[Readable]] | None = None,
     here: bool = False,
+    encoder: Callable[[Sequence[Row], str], Encoded] = encode,
 ) -> Counter[str] | None:
     """Apply a program to files, and return its counts; None where the outputs are there already, made the same way.
 
@@ -156,6 +157,7 @@ def run(
         full: no output may stay empty; without it not all of them may.
         chunks: reads the inputs; by default files of rows.
         here: apply the program in this process: it need not be one that can be sent.
+        encoder: makes of rows what the file of a name holds; a function that can be sent to other processes.
 
     Raises:
         InputError: an input is missing, empty, or holds no row that the program takes; an output would be an input, is there
@@ -172,7 +174,7 @@ def run(
     with ExitStack() as stack:
         sinks = {output: stack.enter_context(Sink(path)) for output, path in outputs.items()}
         refused = stack.enter_context(Sink(rejects))
-        work = partial(_work, program, {output: path.name for output, path in outputs.items()})
+        work = partial(_work, program, encoder, {output: path.name for output, path in outputs.items()})
         read = chunks(inputs)
         results = map(work, read) if here else stack.enter_context(in_processes(name, work, read))
         counts = _write(results, sinks, refused, strict=strict)
@@ -395,7 +397,9 @@ def _shown(name: str, results: Iterator[P]) -> Iterator[P]:
             yield result
 
 
-def _work(program: Program, outputs: Mapping[str, str], chunk: Readable) -> Result:
+def _work(
+    program: Program, encoder: Callable[[Sequence[Row], str], Encoded], outputs: Mapping[str, str], chunk: Readable
+) -> Result:
     made = Made()
     rows: list[Placed] = []
     rejected: list[tuple[int, Row]] = []
@@ -409,7 +413,7 @@ def _work(program: Program, outputs: Mapping[str, str], chunk: Readable) -> Resu
     for placed, reason in program(rows, made):
         row = {"file": str(placed.file), "line": placed.line, "reason": reason, "row": placed.row}
         rejected.append((placed.line, row))
-    encoded = {output: encode(made_rows, outputs[output]) for output, made_rows in made.rows.items()}
+    encoded = {output: encoder(made_rows, outputs[output]) for output, made_rows in made.rows.items()}
     listed = [row for _, row in sorted(rejected, key=lambda one: one[0])]
     return Result(chunk.given, encoded, made.marks, made.counts, listed, count, chunk.share)
 

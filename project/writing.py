@@ -84,6 +84,12 @@ def stem_of(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(f".{suffix_of(path)}")
 
 
+def path_beside(path: Path, name: str) -> Path:
+    """Return `STEM_name` with the same suffix, in the same folder."""
+    stem = stem_of(path)
+    return path.with_name(f"{stem}_{name}{path.name.removeprefix(stem)}")
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside `path` that is renamed to it on success and removed on failure.

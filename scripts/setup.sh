@@ -68,10 +68,10 @@ install_lock() {
   ((status == 0)) || die "the packages of $lock could not be installed; pip's own message is above"
 }
 
-# Every line that `pip check` prints beside the three that are expected.
+# Every line that `pip check` prints beside those that are expected.
 unexpected_conflicts() {
   "$python" -m pip check --disable-pip-version-check 2>&1 \
-    | grep -vE '^vllm(-cpu)? [^ ]+ requires torch(audio|codec|vision), which is not installed\.$|^No broken requirements found' || true
+    | grep -vE '^vllm(-cpu)? [^ ]+ requires torch(audio|codec|vision), which is not installed\.$|^verl |^No broken requirements found' || true
 }
 
 if [[ -n $check ]]; then
@@ -93,7 +93,7 @@ if ! up_to_date; then
   "$python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
   pip_install --no-build-isolation -e .
   conflicts=$(unexpected_conflicts)
-  [[ -z $conflicts ]] || say "pip check reports, beyond the three lines that CONTRIBUTING.md explains: $conflicts"
+  [[ -z $conflicts ]] || say "pip check reports, beyond the lines that CONTRIBUTING.md explains: $conflicts"
   echo "$key" > .venv/seeker-setup
   compgen -G '/usr/lib*/*/libtcmalloc_minimal.so.4' >/dev/null || compgen -G '/usr/lib*/libtcmalloc_minimal.so.4' >/dev/null \
     || say "training is a fifth faster and takes a third less memory with tcmalloc, if you can: apt-get install libtcmalloc-minimal4"

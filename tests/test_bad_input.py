@@ -49,6 +49,12 @@ FILES = {
 }
 
 
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files above, an index, and model folders that lack something."""
@@ -104,7 +110,7 @@ def files(**named: str) -> list[str]:
         ([*BUILD, "twice.jsonl"], "twice.jsonl, line 2: field 'id' is 'p1'"),
         ([*BUILD, "damaged.jsonl.gz"], "damaged.jsonl.gz is damaged"),
         (["index", "search", "--index", "out", "--query", "Oslo"], "out is not an index"),
-        (["serve", "retrieval", "--index", "no_config"], "no_config is not an index"),
+        (["serve", "retrieval", "--index", "no_config", "--port", free_port()], "no_config is not an index"),
     ],
 )
 def test_data_and_index(words: list[str], message: str, refused: Callable[..., str]) -> None:

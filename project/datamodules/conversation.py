@@ -33,6 +33,7 @@ class ConversationDataModule(LightningDataModule):
         limit: int | None = None,
         seed: int = 0,
         check_split: bool = True,
+        also_validate: dict[str, Path] | None = None,
     ) -> None:
         """Take the files and how to batch them.
 
@@ -52,6 +53,8 @@ class ConversationDataModule(LightningDataModule):
             seed: of the order of the samples.
             check_split: refuse training and validation conversations that share a group, a trace, what comes before the agent's
                 first word, or a question with its answer.
+            also_validate: further conversations for validation, by name, such as those of earlier phases, which a training may
+                forget: their loss is logged as `val_NAME/loss`. They too must share nothing with the training conversations.
         """
         super().__init__()
         given = train_file if isinstance(train_file, dict) and train_file else {str(train_file): 1.0}
@@ -59,6 +62,7 @@ class ConversationDataModule(LightningDataModule):
         if limit is not None and len(self.mixture) > 1:
             raise InputError(f"limit={limit} has no meaning for {len(self.mixture)} files; lower their times in train_file")
         self.validation_file = local_file(validation_file)
+        self.also_validate = {name: local_file(path) for name, path in (also_validate or {}).items()}
         self.micro_tokens, self.row_weight, self.limit, self.seed = micro_tokens, row_weight, limit, seed
         self.check_split = check_split
         self.weights: Mapping[str, float] = {**DEFAULT_WEIGHTS, **(weights or {})}
@@ -73,14 +77,20 @@ class ConversationDataModule(LightningDataModule):
     def data_files(self) -> dict[str, Path]:
         """The files by what they are for, which tracking logs as the run's datasets."""
         names = ["train", *(f"train_{number}" for number in range(2, len(self.mixture) + 1))]
-        return dict(zip(names, self.mixture, strict=True)) | {"validation": self.validation_file}
+        return dict(zip(names, self.mixture, strict=True)) | self._validation_files
+
+    @property
+    def _validation_files(self) -> dict[str, Path]:
+        also = {f"validation_{name}": path for name, path in self.also_validate.items()}
+        return {"validation": self.validation_file} | also
 
     def prepare_data(self) -> None:
         """Tokenise what is not in the cache, in one process of each machine."""
         renderer = self._renderer()
         for path in self.mixture:
             tokenised(path, renderer, self.row_weight)
-        tokenised(self.validation_file, renderer)
+        for path in self._validation_files.values():
+            tokenised(path, renderer)
 
     def setup(self, stage: str) -> None:
         """Map the samples into memory, check that no group is shared, and draw those of an epoch."""
@@ -89,23 +99,21 @@ class ConversationDataModule(LightningDataModule):
             return
         renderer = self._renderer()
         train = [tokenised(path, renderer, self.row_weight) for path in self.mixture]
-        validation = tokenised(self.validation_file, renderer)
+        validation = {name: tokenised(path, renderer) for name, path in self._validation_files.items()}
         if self.check_split:
             self._refuse_overlap(train, validation)
         mixed = join([self._times(part, times) for part, times in zip(train, self.mixture.values(), strict=True)])
         self._pad_id = int(renderer.tokenizer.pad_token_id)
-        self._sets = {
-            "train": self._fitting("train", self._drawn(mixed)),
-            "validation": self._fitting("validation", validation),
-        }
+        self._sets = {"train": self._fitting("train", self._drawn(mixed))}
+        self._sets |= {name: self._fitting(name, samples) for name, samples in validation.items()}
 
-    def _refuse_overlap(self, train: list[Samples], validation: Samples) -> None:
-        if self.validation_file.resolve() in map(Path.resolve, self.mixture):
-            raise InputError(
-                f"training and validation are the same file {self.validation_file}; give two that share no question"
-            )
+    def _refuse_overlap(self, train: list[Samples], validation: dict[str, Samples]) -> None:
         trained = set().union(*(part.marks() for part in train))
-        refuse_overlap({"the training conversations": trained, "those for validation": validation.marks()})
+        for name, path in self._validation_files.items():
+            if path.resolve() in map(Path.resolve, self.mixture):
+                raise InputError(f"training and validation are the same file {path}; give two that share no question")
+            which = "those for validation" if name == "validation" else f"those of {path.name}"
+            refuse_overlap({"the training conversations": trained, which: validation[name].marks()})
 
     def _renderer(self) -> Renderer:
         module: Any = self.trainer.lightning_module if self.trainer else None
@@ -165,10 +173,11 @@ class ConversationDataModule(LightningDataModule):
         if self._train_loader:
             self._train_loader.load_state_dict(state_dict)
 
-    def val_dataloader(self) -> PlannedLoader:
-        """Return the validation samples, all ranks the same number of batches."""
+    def val_dataloader(self) -> list[PlannedLoader]:
+        """Return the validation samples of each file, all ranks the same number of batches."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return PlannedLoader(self._sets["validation"], self._pad_id, self.micro_tokens, 1, self.seed, rank, world, False)
+        sets = [self._sets[name] for name in self._validation_files]
+        return [PlannedLoader(one, self._pad_id, self.micro_tokens, 1, self.seed, rank, world, False) for one in sets]
 
 
 def _check_limit(trainer: Trainer, batches: int) -> None:

@@ -7,6 +7,7 @@ a step is. All they hold are plain types and tensors: `torch.load(…, weights_o
 
 from __future__ import annotations
 
+import pickle
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from project.errors import InputError
 from project.files import file_digest
+from project.modules.sharding import like
 from project.ranks import gathered
 
 BASE_DIGEST = "seeker_base"
@@ -165,6 +167,34 @@ def recount(fit_loop: dict[str, Any], before: int, now: int) -> bool:
             counts["completed"] = counts["processed"] - 1
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= bool(inside)
     return bool(inside)
+
+
+def load_weights(module: Any, file: Path) -> None:  # noqa: ANN401 - an AdapterCheckpoint and LightningModule with a policy
+    """Give a module's policy the trained weights of another training's checkpoint, and nothing else of it.
+
+    Raises:
+        InputError: it cannot be read, was trained on another base or with another adapter, or holds other weights.
+    """
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        state = {name: value for name, value in held["state_dict"].items() if name.startswith("policy.")}
+    except (OSError, RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise InputError(f"the checkpoint {file} cannot be read ({type(error).__name__}); give one of seeker fit") from error
+    settings, own = held.get(OPTIMIZER_SETTINGS, {}), module._optimizer_settings()
+    if settings.get("lora", own.get("lora")) != own.get("lora"):
+        raise InputError(f"{file} was trained with lora={settings['lora']}, and model.lora is {own.get('lora')}; give that")
+    if held.get(BASE_DIGEST, module._base) != module._base:
+        raise InputError(
+            f"{file} was trained on a base with digest {held[BASE_DIGEST]}, and model.model_path={module.model_path} has "
+            f"{module._base}; give the base it was trained on"
+        )
+    now = module.state_dict()
+    wanted = {name for name, parameter in module.named_parameters() if parameter.requires_grad and name.startswith("policy.")}
+    if odd := sorted((wanted - state.keys()) | {n for n, t in state.items() if n not in now or now[n].shape != t.shape}):
+        raise InputError(
+            f"{file} has no '{odd[0]}' of the shape that model.model_path={module.model_path} has; give its own base"
+        )
+    module.load_state_dict({name: like(value, now[name]) for name, value in state.items()}, strict=False)
 
 
 def frozen_state(module: nn.Module) -> dict[str, Tensor]:

@@ -112,18 +112,11 @@ class Policy(nn.Module):
         """Load the model, grow its embedding for new tokens, and put a fresh adapter on it where `lora` is given.
 
         With `gradient_checkpointing` backward computes each layer a second time and keeps what goes into it only. With `empty`
-        the weights are those of another rank, which `shard` gives: here they are on the meta device and nothing is read.
+        nothing but the config is read, and the weights are on the meta device: those of another rank come by `shard`.
         """
-        from transformers import AutoModelForCausalLM
-
         super().__init__()
         dtype = getattr(torch, precision)
-        options: dict[str, Any] = {"quantization_config": _nf4(dtype)} if lora is not None and lora.nf4 else {}
-        if empty:
-            options["device_map"] = "meta"
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=dtype, attn_implementation=attention.register(), **options
-        )
+        self.model: Any = _shape(model_path, dtype) if empty else _loaded(model_path, dtype, lora is not None and lora.nf4)
         self.model.config.use_cache = False
         for module in self.model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' own form for CPUs has no gradient
@@ -226,6 +219,21 @@ class Policy(nn.Module):
         save_file(held, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         self.model.peft_config["default"].save_pretrained(folder)
         return held, differ / max(1, sum(t.numel() for t in held.values()))
+
+
+def _loaded(model_path: str, dtype: torch.dtype, nf4: bool) -> Any:  # noqa: ANN401
+    from transformers import AutoModelForCausalLM
+
+    options = {"quantization_config": _nf4(dtype)} if nf4 else {}
+    return AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation=attention.register(), **options)
+
+
+def _shape(model_path: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(model_path)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.register())
 
 
 def _nf4(dtype: torch.dtype) -> Any:  # noqa: ANN401

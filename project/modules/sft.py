@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from project.datamodules.plan import MicroBatch
 from project.errors import InputError, TrainingError
 from project.losses import weighted_cross_entropy
-from project.modules.adapter_checkpoint import AdapterCheckpoint
+from project.modules.adapter_checkpoint import AdapterCheckpoint, load_weights
 from project.modules.optimization import OptimizerName, make_optimizer, warmup_cosine
 from project.modules.policy import (
     AgentSettings,
@@ -58,6 +58,7 @@ class SFT(AdapterCheckpoint, LightningModule):
         weight_decay: float = 0.0,
         optimizer: OptimizerName = "adamw",
         export_dir: Path | None = None,
+        start_from: Path | None = None,
     ) -> None:
         """Take what to train and how.
 
@@ -72,13 +73,17 @@ class SFT(AdapterCheckpoint, LightningModule):
             weight_decay: of AdamW, for matrices; norms and biases do not decay.
             optimizer: `adamw`, or `adamw_8bit` on a GPU.
             export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
+            start_from: a checkpoint of a training of the same base and adapter, whose weights this one goes on with; optimizer,
+                schedule and data begin anew (`--ckpt_path` goes on with those too).
         """
         super().__init__()
         self.model_path = resolve_model_path(model_path)
         self.settings, self.lora, self.precision_name = settings, lora, precision
         self.learning_rate, self.warmup_share, self.weight_decay = learning_rate, warmup_share, weight_decay
         self.gradient_checkpointing = gradient_checkpointing
-        self.export_dir, self.optimizer_name = export_dir, optimizer
+        self.export_dir, self.optimizer_name, self.start_from = export_dir, optimizer, start_from
+        if start_from is not None and not start_from.is_file():
+            raise InputError(f"model.start_from={start_from} does not exist; give a checkpoint of seeker fit")
         self.dialect = settings.make_dialect()
         self.tokenizer, self._new_ids = load_tokenizer(self.model_path, self.dialect)
         self.policy: Policy | None = None
@@ -87,6 +92,14 @@ class SFT(AdapterCheckpoint, LightningModule):
         names = ["loss", *(f"{metric}_{kind}" for kind in KINDS for metric in ("loss", "accuracy"))]
         # By default torchmetrics leaves NaN out of a mean, and with "disable" 1.9 leaves the weights out: NaN counts as inf.
         self.validation: Any = nn.ModuleDict({name: MeanMetric(nan_strategy=float("inf")) for name in names})
+        self.also: Any = nn.ModuleDict()
+        """The losses of the further files that the datamodule validates on, by name."""
+
+    def setup(self, stage: str) -> None:
+        """Make room for what is validated beside."""
+        del stage
+        names = getattr(getattr(self.trainer, "datamodule", None), "also_validate", ())
+        self.also = nn.ModuleDict({name: MeanMetric(nan_strategy=float("inf")) for name in names})
 
     def configure_model(self) -> None:
         """Load the weights once the strategy is set up."""
@@ -99,6 +112,8 @@ class SFT(AdapterCheckpoint, LightningModule):
             )
             if mesh is not None:
                 shard(self.policy, mesh["data_parallel"])
+            if self.start_from is not None:
+                load_weights(self, self.start_from)
 
     def make_renderer(self, weights: Mapping[str, float]) -> Renderer:
         """Return the renderer that the datamodule tokenises with."""
@@ -121,12 +136,18 @@ class SFT(AdapterCheckpoint, LightningModule):
         scale: float = parts / batch["step_weight"]
         return loss * scale
 
-    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
-        """Take in the weighted loss and, for each kind, the plain loss and the share of tokens predicted right."""
+    def validation_step(self, batch: MicroBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Take in the weighted loss and, for each kind, the plain loss and the share of tokens predicted right.
+
+        Of the files beside the first, the weighted loss alone.
+        """
         del batch_idx
         _, logprobs, right = self._loss(batch)
         weights, kinds = batch["weights"][1:], batch["kinds"][1:]
         trained = weights > 0
+        if dataloader_idx:
+            [*self.also.values()][dataloader_idx - 1].update(-logprobs, weights[trained])
+            return
         self.validation["loss"].update(-logprobs, weights[trained])
         for index, kind in enumerate(KINDS):
             chosen = kinds[trained] == index
@@ -135,10 +156,11 @@ class SFT(AdapterCheckpoint, LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all ranks, of the kinds that there were: each rank reduces each of them, in the same order."""
-        for name, metric in self.validation.items():
+        named = {f"val/{name}": metric for name, metric in self.validation.items()}
+        for name, metric in (named | {f"val_{name}/loss": metric for name, metric in self.also.items()}).items():
             with metric.sync_context():
                 if metric.weight > 0:
-                    self.log(f"val/{name}", metric.mean_value / metric.weight)
+                    self.log(name, metric.mean_value / metric.weight)
             metric.reset()
 
     def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,11 +202,24 @@ class SFT(AdapterCheckpoint, LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_end(self) -> None:
-        """Write the merged folder that PPO, evaluation and export start from."""
-        if not self.trainer.interrupted:
-            assert self.policy is not None
-            folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
-            export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
+        """Write the merged folder that others start from, and the best checkpoint's, whose weights are held from then on."""
+        if self.trainer.interrupted:
+            return
+        folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
+        self._export(folder)
+        if (best := best_checkpoint(self.trainer)) is not None:
+            load_weights(self, best)
+            self._export(folder.with_name(f"{folder.name}_best"))
+
+    def _export(self, folder: Path) -> None:
+        assert self.policy is not None
+        export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
+
+
+def best_checkpoint(trainer: Any) -> Path | None:  # noqa: ANN401 - Lightning's own
+    """Return the checkpoint that was best by the metric that a `ModelCheckpoint` monitors; None where none does."""
+    monitored = (one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None) and one.best_model_path)
+    return next((Path(one.best_model_path) for one in monitored), None)
 
 
 def suspects(step: Sequence[StepPart]) -> list[str]:

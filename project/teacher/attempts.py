@@ -16,11 +16,12 @@ from project.answers import cover_exact_match, exact_match, normalise_answer, to
 from project.dialects import Action, clean, get_dialect
 from project.environment.search import EpisodeLimits, RetrieverTool, SearchEnvironment
 from project.errors import RetrievalError
-from project.records import Conversation, Episode, Message, Question, Row, ToolCall
+from project.records import Conversation, Episode, Message, Question, Row
 from project.teacher.client import Failed, Refused, Reply, Sampling
 from project.teacher.maker import LETTERS_A_TOKEN, Asker
 from project.teacher.prompting import Prompt
 from project.teacher.schemas import SchemaName, read_call, read_queries, search_tool
+from project.traces.calls import split_calls
 
 AGAIN = "The results do not say it, so I search again."
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -207,22 +208,6 @@ def _renamed(messages: Sequence[Message], prefix: str) -> list[Message]:
         )
         for message in messages
     ]
-
-
-def split_calls(messages: Sequence[Message]) -> list[Message]:
-    """Return the conversation with one call a turn: each with its result after it, the thought at the first."""
-    split, results = list[Message](), {message.tool_call_id: message for message in messages if message.role == "tool"}
-    for message in messages:
-        if message.role == "tool":
-            continue
-        calls: tuple[ToolCall | None, ...] = message.tool_calls or (None,)
-        for number, call in enumerate(calls):
-            if call is None:
-                split.append(message)
-                continue
-            split.append(replace(message, content="" if number else message.content, tool_calls=(call,)))
-            split += [results[call.id]] if call.id in results else []
-    return split
 
 
 def in_text(message: Message) -> Message:

@@ -34,7 +34,7 @@ from project.teacher.journal import key_of
 from project.teacher.maker import Asker, Job, Maker
 from project.teacher.prompting import PROMPTS, Prompt
 from project.teacher.schemas import SchemaName
-from project.writing import stem_of
+from project.writing import path_beside
 
 Keep = Literal["em", "f1", "cover_em", "judge", "any"]
 RETRIES = "retries"
@@ -142,9 +142,7 @@ def distill(
     limits = EpisodeLimits(max_turns=max_assistant_turns, result_tokens=result_tokens)
     prompt = Prompt.read(prompt_file)
     sampling = Sampling(temperature, max_tokens, top_p)
-    beside = {
-        name: output_file.with_name(f"{stem_of(output_file)}_{name}{_suffix(output_file)}") for name in ("failed", "questions")
-    }
+    beside = {name: path_beside(output_file, name) for name in ("failed", "questions")}
     outputs = {"conversations": output_file, **beside}
     if retrieval_url is not None and "@" in retrieval_url:
         raise InputError(f"--retrieval_url holds a name or a key, which manifests would show; give {TOKEN} in the environment")
@@ -165,10 +163,6 @@ def _named(teacher: Teacher, vllm_url: str | None, batch_size: int | None) -> Te
         address = vllm_url.rstrip("/")
         teacher = replace(teacher, base_url=address if address.endswith("/v1") else f"{address}/v1")
     return teacher if batch_size is None else replace(teacher, max_concurrent=batch_size)
-
-
-def _suffix(path: Path) -> str:
-    return path.name.removeprefix(stem_of(path))
 
 
 @contextmanager

@@ -67,8 +67,17 @@ async def _do(maker: Maker, job: Job) -> Counter[str] | None:
         journal = stack.enter_context(Journal(journal_path(next(iter(job.outputs.values())))))
         work = Work(maker, job, endpoint, student, journal, decided)
         await work.do_all()
-        options = {"strict": job.strict, "force": job.force}
-        counts = run(maker.name, work.settled(), job.inputs, job.outputs, told, **options, chunks=job.read, here=True)
+        counts = run(
+            maker.name,
+            work.settled(),
+            job.inputs,
+            job.outputs,
+            told,
+            strict=job.strict,
+            force=job.force,
+            chunks=job.read,
+            here=True,
+        )
         if counts is not None:
             log_made(maker.name, job.outputs, told, counts, work.progress.seconds)
         return counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from project.errors import InputError
 from project.records import Row
 
 PROMPTS = Path(__file__).with_name("prompts")
+_JSON = json.JSONDecoder(strict=False)  # line breaks within strings are taken, as models write them
 _VERSION = re.compile(r"version: (\S+)\n")
 
 
@@ -57,6 +59,21 @@ class Prompt:
     def told(self) -> Row:
         """Return what a manifest holds of the prompt."""
         return {"file": self.path.name, "version": self.version, "digest": _digest(self.text)}
+
+
+def read_object(text: str) -> Row | None:
+    """Return the JSON object that a reply holds, with or without words around it; None where there is none, or several."""
+    found: list[Row] = []
+    place = text.find("{")
+    while place >= 0:
+        try:
+            held, end = _JSON.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            end = place + 1
+        else:
+            found.append(held)
+        place = text.find("{", end)
+    return found[0] if len(found) == 1 else None
 
 
 @lru_cache(maxsize=64)

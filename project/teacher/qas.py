@@ -22,17 +22,23 @@ from project.corpus.squad import keywords, opening, question, read_items
 from project.dialects import ANSWER_TOKEN, SEARCH_TOKEN, Action, clean, get_dialect
 from project.environment.search import opening_messages
 from project.errors import InputError
-from project.records import Question, Row
+from project.records import Conversation, Message, Question, Row
 from project.streams import Made, Readable, as_paths, chunked
 from project.teacher.client import Sampling, Teacher
 from project.teacher.jobs import do
 from project.teacher.journal import key_of
 from project.teacher.maker import Asker, Job, Maker, Rows
-from project.teacher.prompting import PROMPTS, Prompt
-from project.writing import suffix_of
+from project.teacher.prompting import PROMPTS, Prompt, read_object
+from project.writing import path_beside, suffix_of
 
 LabelSource = Literal["teacher", "answerability", "self_knowledge"]
 SOURCES: tuple[LabelSource, ...] = ("teacher", "answerability", "self_knowledge")
+DECISION: Row = {
+    "type": "object",
+    "properties": {"decision": {"type": "string", "enum": [SEARCH_TOKEN, ANSWER_TOKEN]}, "text": {"type": "string"}},
+    "required": ["decision", "text"],
+    "additionalProperties": False,
+}
 TEACHER = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
 
 
@@ -66,6 +72,7 @@ class Labelling:
     open: Prompt
     grid: Grid
     label: LabelSource
+    structured: bool
     has_student: bool
     teacher: str
     seed: int
@@ -79,6 +86,7 @@ def qas(
     student: Teacher | None = None,
     grid: Grid = Grid(),
     balanced: bool = False,
+    structured: bool = True,
     max_samples: int = -1,
     think_prompt_file: Path = PROMPTS / "qas_think.txt",
     decide_prompt_file: Path = PROMPTS / "qas_decide.txt",
@@ -92,12 +100,14 @@ def qas(
 
     Args:
         input_file: SQuAD 2.0 in its official layout (.json, .json.gz), or question files (extra_info.passage may hold one).
-        output_file: the rows to write (.jsonl, .jsonl.gz or .parquet), in Alpaca's columns.
+        output_file: the rows to write (.jsonl, .jsonl.gz or .parquet), in Alpaca's columns; beside it NAME_conversations gets
+            them as conversations of one turn, to split and to train on.
         teacher: whom to ask, and how fast.
         label: which source's label the rows are written by; a row that it says nothing of is left out.
         student: the model that will be trained, for self_knowledge: asked without and with the passage, greedily.
         grid: what each question's temperature, top_p, repetition_penalty and max_tokens are drawn from.
         balanced: leave out rows of the commoner class until both are as many, drawn by the seed.
+        structured: ask the endpoint to hold the decision to a JSON schema; false for one that cannot.
         max_samples: use only so many questions, from the first on; -1 uses all.
         think_prompt_file: the instructions to think, with a place for $passage.
         decide_prompt_file: the instructions to decide, with a place for $passage.
@@ -111,15 +121,17 @@ def qas(
         raise InputError("--label self_knowledge is what a student knows; give --student.model or --student.base_url")
     think, decide = (Prompt.read(path, "passage") for path in (think_prompt_file, decide_prompt_file))
     closed, opened = (Prompt.read(PROMPTS / f"answer_{name}.txt") for name in ("closed", "open"))
-    how = Labelling(think, decide, closed, opened, grid, label, student is not None, teacher.model, seed)
+    how = Labelling(think, decide, closed, opened, grid, label, structured, student is not None, teacher.model, seed)
     parameters: Row = {
         "label": label,
         "balanced": balanced,
+        "structured": structured,
         "grid": vars(grid),
         "prompts": [one.told() for one in (think, decide, closed, opened)],
     }
-    maker = Maker("seeker data qas", 1, partial(_label, how), parameters, partial(_balance, seed) if balanced else None)
-    job = Job(as_paths(input_file), {"rows": output_file}, teacher, seed, strict, force, dry_run, yes, read_questions)
+    maker = Maker("seeker data qas", 3, partial(_label, how), parameters, partial(_balance, seed) if balanced else None)
+    outputs = {"rows": output_file, "conversations": path_beside(output_file, "conversations")}
+    job = Job(as_paths(input_file), outputs, teacher, seed, strict, force, dry_run, yes, read_questions)
     do(maker, replace(job, student=student, most_rows=None if max_samples < 0 else max_samples))
 
 
@@ -151,7 +163,11 @@ async def _label(how: Labelling, row: Row, asker: Asker, made: Made) -> None:
     if chosen is None:
         msg = f"{how.label} says nothing of it"
         raise ValueError(msg)
-    made.put("rows", _row(how, asked, passage, thoughts, action, labels), same_id="rename")
+    row, messages = _row(how, asked, passage, thoughts, action, labels)
+    info = {"needs_search": chosen, "label_source": how.label}
+    said = Conversation(asked.id, messages, (), asked.question, asked.answers, asked.group, info)
+    made.put("rows", row, same_id="rename")
+    made.put("conversations", said.to_row(), same_id="rename")
     made.counts["rows that search" if chosen else "rows that answer"] += 1
 
 
@@ -177,18 +193,23 @@ async def _think(how: Labelling, asked: Question, passage: str, sampling: Sampli
         {"role": "system", "content": how.decide.fill(passage=shown)},
         {"role": "user", "content": f"{told}\n\nYour thoughts:\n{thoughts}"},
     ]
-    second = await asker.ask(decide, replace(sampling, temperature=0.0, top_p=1.0, max_tokens=sampling.max_tokens), turn=1)
-    searches, answers = (token in second.text for token in (SEARCH_TOKEN, ANSWER_TOKEN))
-    action = get_dialect("tags").parse(second.text)
-    if (
-        second.finish == "length"
-        or searches == answers
-        or (searches and not action.queries)
-        or (answers and action.answer is None)
-    ):
+    greedy = replace(sampling, temperature=0.0, top_p=1.0)
+    second = await asker.ask(decide, greedy, turn=1, schema=DECISION if how.structured else None)
+    return thoughts, read_decision(second.text)
+
+
+def read_decision(text: str) -> Action:
+    """Return what a teacher decided: a search or an answer.
+
+    Raises:
+        ValueError: neither, or nothing to search for or to answer.
+    """
+    decided = read_object(text) or {}
+    token, said = decided.get("decision"), decided.get("text")
+    if token not in (SEARCH_TOKEN, ANSWER_TOKEN) or not isinstance(said, str) or not (said := clean(said).strip()):
         msg = "the teacher did not decide between the two"
         raise ValueError(msg)
-    return thoughts, Action(queries=action.queries) if searches else Action(answer=action.answer)
+    return Action(queries=(said,)) if token == SEARCH_TOKEN else Action(answer=said)
 
 
 async def _self_knowledge(how: Labelling, asked: Question, passage: str, asker: Asker) -> bool | None:
@@ -211,8 +232,8 @@ def _system(text: str) -> Row:
 
 def _row(
     how: Labelling, asked: Question, passage: str, thoughts: str, action: Action, labels: dict[LabelSource, bool | None]
-) -> Row:
-    """Return Alpaca's columns and the labels.
+) -> tuple[Row, tuple[Message, ...]]:
+    """Return Alpaca's columns and the labels, and the same as messages.
 
     The thoughts are left out where they led to another decision or answer than the row's, or saw a passage that the row does
     not show: what a model knows by itself (`self_knowledge`) is trained without one.
@@ -226,6 +247,9 @@ def _row(
     if search:
         done = Action(queries=action.queries or (keywords(asked.question),))
     else:
+        if passage and not asked.answers:  # no answer is right, and to train one would teach to make it up
+            msg = f"{how.label} says to answer what the passage does not"
+            raise ValueError(msg)
         answer = asked.answers[0] if asked.answers else action.answer
         if answer is None:
             msg = f"{how.label} says to answer, and there is no answer"
@@ -239,10 +263,11 @@ def _row(
     dialect = get_dialect("tags")
     bare = replace(asked, extra_info={})
     system, user = opening(shown, asked.question) if shown else opening_messages(bare, dialect)
-    return {
+    written = dialect.write(replace(done, thought=thoughts if agrees else ""))
+    row = {
         "instruction": user.content,
         "input": "",
-        "output": dialect.write(replace(done, thought=thoughts if agrees else "")).content,
+        "output": written.content,
         "system": system.content,
         "history": [],
         "id": asked.id,
@@ -256,6 +281,7 @@ def _row(
         "teacher": how.teacher,
         "seed": how.seed,
     }
+    return row, (system, user, written)
 
 
 def _agreements(labels: dict[LabelSource, bool | None]) -> Counter[str]:

@@ -7,7 +7,6 @@ the answer's words is counted: an answer that stands everywhere proves no search
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from project.streams import Made, Readable, as_paths, chunked
 from project.teacher.client import Sampling, Teacher
 from project.teacher.jobs import do
 from project.teacher.maker import Asker, Job, Maker, Rows
-from project.teacher.prompting import PROMPTS, Prompt
+from project.teacher.prompting import PROMPTS, Prompt, read_object
 
 DIFFICULTIES = ("easy", "medium", "hard")
 SCHEMA: Row = {
@@ -49,7 +48,6 @@ SCHEMA: Row = {
 }
 MOST_WORDS = 12
 """Of an answer."""
-_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 _OF_THE_TEXT = re.compile(r"\b(?:passage|text|paragraph|document|excerpt|author)s?\b", re.IGNORECASE)
 """What a question that stands by itself does not speak of, unless the passages do."""
 
@@ -193,11 +191,7 @@ def read_items(text: str) -> list[Row]:
     Raises:
         ValueError: there are none.
     """
-    found = _OBJECT.search(text)
-    try:
-        items = json.loads(found[0])["questions"] if found else None
-    except (ValueError, LookupError, TypeError):
-        items = None
+    items = (read_object(text) or {}).get("questions")
     if not isinstance(items, list):
         msg = "the reply holds no JSON object with questions"
         raise ValueError(msg)

@@ -7,7 +7,6 @@ the context holds it, it is shorter than the context and no more than `max_words
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from project.streams import Made, as_paths
 from project.teacher.client import Reply, Sampling, Teacher
 from project.teacher.jobs import do
 from project.teacher.maker import Asker, Job, Maker
-from project.teacher.prompting import PROMPTS, Prompt
+from project.teacher.prompting import PROMPTS, Prompt, read_object
 from project.traces.steps import StepSample
 from project.traces.summaries import MAX_WORDS, check_max_words, context_before, context_texts
 from project.traces.summaries import summaries as extractive
@@ -34,7 +33,6 @@ SCHEMA: Row = {
     "required": ["thoughts", "facts"],
     "additionalProperties": False,
 }
-_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 _QUOTED = re.compile(r'["“]([^"“”]{2,})["”]')
 
 
@@ -161,12 +159,11 @@ def _written(steps: Sequence[Step]) -> str:
 
 def _read(how: Summarising, sample: StepSample, context: Sequence[Step], reply: Reply) -> tuple[str, str, str]:
     """Return the parts of a reply, and what is wrong with them; empty where nothing is."""
-    found = _OBJECT.search(reply.text)
-    try:
-        parts = json.loads(found[0]) if found else {}
-        thoughts, facts = (clean(parts[name]).strip() for name in ("thoughts", "facts"))
-    except (ValueError, LookupError, TypeError, AttributeError):
+    held = read_object(reply.text) or {}
+    parts = [held.get(name) for name in ("thoughts", "facts")]
+    if not all(isinstance(part, str) for part in parts):
         return "", "", "it is no JSON object with thoughts and facts"
+    thoughts, facts = (clean(str(part)).strip() for part in parts)
     return thoughts, facts, find_fault(thoughts, facts, sample, context, how.max_words, how.least_quoted)
 
 

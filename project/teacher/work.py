@@ -20,6 +20,7 @@ from aiolimiter import AsyncLimiter
 
 from project.errors import InputError, SeekerError
 from project.records import Row
+from project.runtime import rare_collections
 from project.streams import ROW_ERRORS, Made, Marks, Placed, Program
 from project.teacher.client import Endpoint, Failed, Refused, Reply, Request, TeacherError
 from project.teacher.engines import LocalTeacher
@@ -75,7 +76,7 @@ class Work:
             TeacherError: the teacher is down, or refuses everything.
             Interrupted: by the user.
         """
-        with self.progress.shown(), self._interruptible():
+        with self.progress.shown(), self._interruptible(), rare_collections():
             await self._all(rows_of(self.job), last=False)
             if self._stopped is None:
                 await self._all(((row, 1.0) for row in self.put_off), last=True)

@@ -137,7 +137,7 @@ def test_weights_of_the_config_lie_over_the_defaults(tmp_path):
 def test_limit_draws_training_conversations_only(tmp_path):
     data = ready(tmp_path, limit=2)
     assert len(data.train_dataloader().samples) == 2
-    assert len(data.val_dataloader().samples) == 3
+    assert len(data.val_dataloader()[0].samples) == 3
 
 
 def test_ranks_share_a_step_and_its_weight(tmp_path):
@@ -150,7 +150,7 @@ def test_ranks_share_a_step_and_its_weight(tmp_path):
 
 
 def test_validation_sees_all_after_a_sanity_check_that_stopped_early(tmp_path):
-    loader = ready(tmp_path, micro_tokens=100).val_dataloader()
+    loader = ready(tmp_path, micro_tokens=100).val_dataloader()[0]
     whole = [b["input_ids"].tolist() for b in loader]
     next(iter(loader))
     assert [b["input_ids"].tolist() for b in loader] == whole

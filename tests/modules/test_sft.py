@@ -48,7 +48,10 @@ def conversation(index: int) -> Conversation:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    data = tmp_path_factory.mktemp("data")
+    return write_files(tmp_path_factory.mktemp("data"))
+
+
+def write_files(data):
     for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
         write_rows(data / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
     return data
@@ -322,7 +325,7 @@ def test_validation_measures_each_kind_and_sees_all(folder, files, tmp_path):
         module, data, tmp_path, max_steps=1, max_epochs=-1, limit_val_batches=1.0, num_sanity_val_steps=2, val_check_interval=1
     )
     metrics = watch.trainer.callback_metrics
-    samples = data.val_dataloader().samples
+    samples = data.val_dataloader()[0].samples
     total = loss = right = count = 0.0
     with torch.no_grad():
         for sample in samples:
@@ -344,6 +347,24 @@ def test_validation_logs_the_kinds_that_there_are_and_starts_anew(folder, files,
     assert set(first) == {"val/loss", *(f"val/{metric}_{kind}" for kind in kinds for metric in ("loss", "accuracy"))}
     again = fit(make_module(folder, learning_rate=0.0), make_data(files), tmp_path, limit_val_batches=1.0)
     assert first == {k: float(v) for k, v in again.trainer.callback_metrics.items() if k.startswith("val/")}
+
+
+def test_further_files_are_validated_by_name_and_must_share_nothing_with_training(folder, files, tmp_path):
+    """What a phase forgets of the others shows in their loss; of the same file it is the same number."""
+    write_rows(tmp_path / "one.jsonl", [conversation(20).to_row()])
+    also = {"same": files / "validation.jsonl", "one": tmp_path / "one.jsonl"}
+    data = make_data(files, also_validate=also)
+    watch = fit(make_module(folder, learning_rate=0.0), data, tmp_path, limit_val_batches=1.0, num_sanity_val_steps=2)
+    found = {name: float(value) for name, value in watch.trainer.callback_metrics.items() if name.endswith("/loss")}
+    assert found["val_same/loss"] == found["val/loss"]
+    assert found["val_one/loss"] != found["val/loss"]
+    assert {*data.data_files} == {"train", "validation", "validation_same", "validation_one"}
+    shared = make_data(files, also_validate={"train": files / "train.jsonl"})
+    with pytest.raises(InputError, match=r"training and validation are the same file .*train\.jsonl"):
+        fit(make_module(folder), shared, tmp_path)
+    write_rows(tmp_path / "shared.jsonl", [conversation(3).to_row()])
+    with pytest.raises(InputError, match=r"the training conversations and those of shared\.jsonl"):
+        fit(make_module(folder), make_data(files, also_validate={"x": tmp_path / "shared.jsonl"}), tmp_path)
 
 
 def test_a_validation_loss_that_is_not_a_number_is_not_left_out(folder):

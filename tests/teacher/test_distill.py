@@ -11,9 +11,9 @@ from project.cli import main
 from project.dialects import get_dialect
 from project.files import read_records, read_rows
 from project.records import Conversation, Message, ToolCall
-from project.teacher.attempts import split_calls
 from project.teacher.distill import read_question
 from project.teacher.schemas import read_queries, search_tool
+from project.traces.calls import split_calls
 from project.writing import write_rows
 
 QUESTIONS = [
@@ -178,6 +178,37 @@ def test_of_several_attempts_the_first_right_ones_are_kept(files):
     assert [c.extra_info["attempt"] for c in failed] == [0]
     assert len(stub.asked) == 6
     assert len({asked["seed"] for asked in stub.asked}) == 6, "each attempt has its own seed"
+
+
+def test_a_judge_says_which_answers_are_right(files, tmp_path, capsys, monkeypatch):
+    """Another spelling, which no match of words takes; a judge that is down stops the job, which goes on later."""
+
+    def reply(asked, _):
+        if len(asked["messages"]) == 2:
+            return completion("", "tool_calls", tool_calls=[call("x", query="mayor")])
+        return completion("<answer> Mme Roux </answer>" if town(asked["messages"]) == "Dor" else "<answer> Nobody </answer>")
+
+    def verdict(asked, _):
+        told = json.loads(asked["messages"][-1]["content"])
+        return completion("yes" if "Roux" in json.dumps(told) else "no")
+
+    monkeypatch.setattr("project.rewards.judge.ATTEMPTS", 1)
+    with Stub(reply) as stub:
+        judge = ["--keep", "judge", "--judge.model", "fixed", "--judge.cache_file", str(tmp_path / "judge.db")]
+        options = [*judge, "--max_samples", "2", "--judge.base_url"]
+        stub.passages = PASSAGES
+        assert run(files, stub, *options, "http://127.0.0.1:9/v1") == 1
+        assert "judge" in capsys.readouterr().err
+        assert not files[1].exists()
+        asked = len(stub.asked)
+        with Stub(verdict) as judging:
+            assert run(files, stub, *options, judging.url) == 0
+        assert {one["model"] for one in judging.asked} == {"fixed"}
+        assert len(stub.asked) == 4 >= asked > 0
+    [kept] = conversations(files[1])
+    assert (kept.id, kept.extra_info["answer"], kept.extra_info["em"]) == ("q0", "Mme Roux", 0.0)
+    [failed] = conversations(files[1].with_name("out_failed.jsonl"))
+    assert (failed.id, failed.extra_info["reason"]) == ("q1", "wrong answer")
 
 
 def second_try(asked, before):

@@ -104,6 +104,42 @@ def test_trap_10_killed_at_any_moment_it_goes_on_and_repeats_no_request_that_was
     assert max(Counter(line["key"] for line in lines).values()) == 1
 
 
+def test_a_full_disk_stops_the_job_and_with_room_it_goes_on(given, tmp_path):
+    """As `ulimit -f` fills it, in the midst of the job: only what was in flight is asked twice."""
+    path, out = given(150), tmp_path / "out.jsonl"
+    command = [sys.executable, str(Path(__file__).with_name("echo_job.py")), "", str(path), str(out), "8"]
+    with Stub() as stub:
+        command[2] = stub.url
+        limited = ["bash", "-c", 'ulimit -f 20; exec "$0" "$@"', *command]  # 20 KB, of 60
+        full = subprocess.run(limited, capture_output=True, text=True, check=False)
+        assert full.returncode == 2, full.stderr
+        assert full.stderr.splitlines()[-1].startswith(f"{journal_path(out)} cannot be written")
+        assert not out.exists()
+        assert 50 < len(stub.asked) < 200
+        subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        assert rows_of(out) == expected(150)
+        assert len(stub.counts) == 300, "no request was left out"
+        assert len(stub.asked) <= 300 + 8
+
+
+def test_two_jobs_on_one_output_the_second_is_refused_and_the_first_loses_nothing(given, tmp_path):
+    path, out = given(60), tmp_path / "out.jsonl"
+    command = [sys.executable, str(Path(__file__).with_name("echo_job.py")), "", str(path), str(out), "8"]
+    with Stub(latency=0.1) as stub:
+        command[2] = stub.url
+        first = subprocess.Popen(command, stdout=subprocess.PIPE)
+        while len(stub.asked) < 10:
+            time.sleep(0.005)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert first.poll() is None, "the second ended while the first was at work"
+        assert second.returncode == 2
+        assert "another job writes" in second.stderr
+        first.communicate()
+        assert first.returncode == 0
+        assert rows_of(out) == expected(60)
+        assert (len(stub.counts), len(stub.asked)) == (120, 120)
+
+
 def test_faults_of_the_endpoint_lose_no_row(given, tmp_path):
     """Connections lost, 429 and 503 in storms, cut JSON, nothing said, pages of HTML: each passes."""
     path, out, draw = given(200), tmp_path / "out.jsonl", random.Random(1)

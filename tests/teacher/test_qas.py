@@ -7,9 +7,9 @@ import pytest
 from openai_stub import Stub, completion
 
 from project.cli import main
-from project.files import read_rows
-from project.records import Question
-from project.teacher.qas import Grid
+from project.files import read_records, read_rows
+from project.records import Conversation, Question
+from project.teacher.qas import Grid, read_decision
 from project.writing import write_records
 
 PASSAGE = "Dor is a town. Its mayor is Ana Roux, who likes electric current."
@@ -29,6 +29,10 @@ QUESTIONS = [
 ]
 
 
+def decided(token, text):
+    return completion(json.dumps({"decision": token, "text": text}))
+
+
 def teacher(asked, _):
     """Thinks; decides to answer of the mayor, the judge and the poet, both of the cook the first time it may."""
     system, told = (message["content"] for message in asked["messages"])
@@ -36,10 +40,10 @@ def teacher(asked, _):
     if "Do not write a final answer" in system:
         return completion("", reasoning=f"The {name}, well. A current question.")
     if name in ("mayor", "poet"):
-        return completion("<|ANSWER|>\n<answer> Ana Roux </answer>")
+        return decided("<|ANSWER|>", "Ana Roux")
     if name == "judge":
-        return completion("<|ANSWER|>\n<answer> Cy </answer>")
-    return completion("<|SEARCH|>\n<search> the baker of Dor </search>" if name == "baker" else "<|SEARCH|> or <|ANSWER|>")
+        return decided("<|ANSWER|>", "Cy")
+    return decided("<|SEARCH|>" if name == "baker" else "<|SEARCH|> or <|ANSWER|>", "the baker of Dor")
 
 
 @pytest.fixture
@@ -61,24 +65,35 @@ def test_trap_04_the_teachers_decision_is_a_token_and_never_a_word(files):
     with Stub(teacher) as stub:
         assert run(files, stub) == 0
     rows = {row["id"]: row for row in rows_of(files[1])}
-    assert {name: row["search"] for name, row in rows.items()} == {"mayor": False, "baker": True, "judge": False}
+    assert {name: row["search"] for name, row in rows.items()} == {"mayor": False, "baker": True}
     assert rows["mayor"]["output"] == (
         "<think>\nThe mayor, well. A current question.\n</think>\n<|ANSWER|>\n<answer>\nAna Roux\n</answer>"
     )
     assert rows["baker"]["output"].endswith("<|SEARCH|>\n<search>\nthe baker of Dor\n</search>")
-    assert rows["judge"]["output"].endswith("<answer>\nCy\n</answer>"), "its own answer, where the data have none"
     assert rows["mayor"]["instruction"] == f"Passage: {PASSAGE}\nQuestion: Who is mayor?"
     assert [rows["mayor"][f"label_{source}"] for source in ("teacher", "answerability", "self_knowledge")] == [
         False,
         False,
         None,
     ]
-    assert rows["judge"]["label_answerability"] is True
+    said = read_records(files[1].with_name("out_conversations.jsonl"), Conversation.from_row)
+    assert [(c.id, c.messages[1].content, c.messages[2].content) for c in said] == [
+        (row["id"], row["instruction"], row["output"]) for row in rows.values()
+    ]
+    assert {c.id: (c.extra_info["needs_search"], c.group) for c in said}["baker"] == (True, "Dor")
     rejected = {row["row"]["id"]: row["reason"] for row in rows_of(files[1].with_name("out.jsonl.rejected.jsonl"))}
-    assert rejected == {"cook": "the teacher did not decide between the two", "poet": "the teacher answers wrongly"}
+    assert rejected == {
+        "cook": "the teacher did not decide between the two",
+        "poet": "the teacher answers wrongly",
+        "judge": "teacher says to answer what the passage does not",
+    }
     counts = json.loads(files[1].with_name("out.jsonl.manifest.json").read_text())["counts"]
     assert (counts["teacher and answerability agree"], counts["teacher and answerability differ"]) == (3, 1)
-    assert (counts["rows that search"], counts["rows that answer"]) == (1, 2)
+    assert (counts["rows that search"], counts["rows that answer"]) == (1, 1)
+    deciding = [asked for asked in stub.asked if "Decide now" in asked["messages"][0]["content"]]
+    assert {asked["response_format"]["json_schema"]["schema"]["properties"]["decision"]["enum"][0] for asked in deciding} == {
+        "<|SEARCH|>"
+    }
     thinking = [asked for asked in stub.asked if "Do not write" in asked["messages"][0]["content"]]
     assert len({json.dumps([a["temperature"], a.get("top_p"), a["max_tokens"]]) for a in thinking}) > 1
 
@@ -120,6 +135,7 @@ def test_both_classes_can_be_made_as_many(files):
         assert run(files, stub, "--balanced", "true") == 0
     rows = rows_of(files[1])
     assert sorted(row["search"] for row in rows) == [False, True]
+    assert [row["id"] for row in rows_of(files[1].with_name("out_conversations.jsonl"))] == [row["id"] for row in rows]
 
 
 def test_squad_is_read_as_it_is_published(tmp_path):
@@ -149,3 +165,38 @@ def test_a_label_without_its_source_is_refused(files, capsys):
     with Stub(teacher) as stub:
         assert run(files, stub, "--label", "self_knowledge") == 2
     assert "--label self_knowledge is what a student knows; give --student.model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I search. <|SEARCH|>",
+        '{"decision": "<|SEARCH|>", "text": " "}',
+        '{"decision": "search", "text": "Dor"}',
+        '{"decision": "<|ANSWER|>"}',
+        '{"decision": "<|ANSWER|>", "text": "<answer></answer>"}',
+        '{"decision": ["<|ANSWER|>"], "text": "Dor"}',
+        '{"decision": "<|ANSWER|>", "text": "Dor"',
+    ],
+)
+def test_trap_04_what_is_no_decision_is_not_guessed(text):
+    with pytest.raises(ValueError, match="did not decide"):
+        read_decision(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'So: {"decision": "<|ANSWER|>", "text": "Dor "}.',
+        'I weigh {a}. {"decision": "<|ANSWER|>", "text": "Dor"} (as {decision})',
+        '{"decision": "<|ANSWER|>", "text": "Dor\n"}',
+    ],
+)
+def test_a_decision_may_stand_among_words(text):
+    assert read_decision(text).answer == "Dor"
+
+
+def test_of_two_decisions_none_is_taken():
+    both = '{"decision": "<|ANSWER|>", "text": "Dor"} or {"decision": "<|SEARCH|>", "text": "Dor"}'
+    with pytest.raises(ValueError, match="did not decide"):
+        read_decision(both)
