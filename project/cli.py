@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 
 from project.errors import InputError, SeekerError
 from project.runtime import prepare_process, start_with_tcmalloc
@@ -49,7 +49,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "index bench": ("project.evaluation.retrieval:bench", "what an index finds for judged queries, and how fast"),
     "serve retrieval": ("project.corpus.serving.command:retrieval", "serve POST /retrieve from an index"),
     "serve mcp": ("project.corpus.serving.mcp:mcp", "serve search as an MCP tool"),
-    "progressive": ("project.modules.progressive:progressive", "train phase after phase, each from the one before"),
+    "progressive": ("project.progressive.command:progressive", "train phase after phase, each from the one before"),
     "compare": ("project.tracking.compare:compare", "runs side by side from MLflow"),
     "runs": ("project.tracking.compare:runs", "list the tracked runs"),
     "lineage": ("project.tracking.compare:lineage", "what a run was made from: parents, datasets, checkpoints"),
@@ -119,18 +119,47 @@ def _run_verb(verb: str, args: list[str]) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module, _, name = VERBS[verb][0].partition(":")
     function: Callable[..., None] = getattr(import_module(module), name)
-    has_config = "config" in signature(function).parameters  # its own settings file, not a file of options
+    parameters = signature(function).parameters
+    has_config = "config" in parameters  # its own settings file, not a file of options
     summary = (function.__doc__ or "").partition("\n")[0]
     parser = ArgumentParser(prog=f"seeker {verb}", description=summary, exit_on_error=False)
     if not has_config:
         parser.add_argument("--config", action="config", help="a YAML file of these options")
-    parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True)
+    parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True, skip={"overrides"})
+    args = _with_flags(_name_words(verb, args), parameters)
+    args, overrides = _split_overrides(args, parameters) if "overrides" in parameters else (args, [])
     try:
-        options = parser.instantiate(parser.parse_args(_name_words(verb, args)))
+        options = parser.instantiate(parser.parse_args(args))
     except ArgumentError as error:
         raise InputError(f"{one_sentence(str(error))}; `seeker {verb} --help` lists the options") from error
-    function(**{key: value for key, value in options.items() if key != "config" or has_config})
+    given = {key: value for key, value in options.items() if key != "config" or has_config}
+    function(**given, **({"overrides": overrides} if "overrides" in parameters else {}))
     return 0
+
+
+def _with_flags(args: list[str], parameters: Mapping[str, Parameter]) -> list[str]:
+    """Return `args` with `=true` after each switch that stands without a value."""
+    switches = {f"--{name}" for name, parameter in parameters.items() if parameter.annotation == "bool"}
+    following = [*args[1:], "--"]
+    return [
+        f"{arg}=true" if arg in switches and after.startswith("-") else arg for arg, after in zip(args, following, strict=False)
+    ]
+
+
+def _split_overrides(args: list[str], parameters: Mapping[str, Parameter]) -> tuple[list[str], list[str]]:
+    """Return the words of a verb's own options, and those of others with their values. `--config` may be given again."""
+    own: list[str] = []
+    others: list[str] = []
+    words = own
+    for arg in args:
+        if arg.startswith("-"):
+            name = arg.lstrip("-").partition("=")[0].removesuffix("+")
+            words = own if name in parameters or f"{name}_" in parameters or name in ("h", "help") else others
+            arg = f"--from_{arg.removeprefix('--from')}" if name == "from" else arg
+            arg = f"--config+{arg.removeprefix('--config')}" if arg.startswith("--config=") else arg
+            arg = "--config+" if arg == "--config" else arg
+        words.append(arg)
+    return own, others
 
 
 def _name_words(verb: str, args: list[str]) -> list[str]:

@@ -15,13 +15,15 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, cast
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -73,6 +75,15 @@ def run(args: list[str]) -> SeekerCLI:
         InputError: an unknown key, a wrong value, or a config or checkpoint file that does not exist.
     """
     return run_with(SeekerCLI, args)
+
+
+def resolved(args: Sequence[str]) -> ResolvedCLI:
+    """Return the config that `seeker fit` with these words would take, and build nothing of it.
+
+    Raises:
+        InputError: an unknown key, a wrong value, or a config file that does not exist.
+    """
+    return cast(ResolvedCLI, run_with(ResolvedCLI, ["fit", *args]))
 
 
 def run_with(cli: type[SeekerCLI], args: list[str]) -> SeekerCLI:
@@ -189,6 +200,32 @@ class SeekerCLI(LightningCLI):
             logger.continue_run(run_id)
         else:
             logger.parent_run = logger.parent_run or run_id
+
+
+class ResolvedCLI(SeekerCLI):
+    """`fit`'s command line, parsed and no more."""
+
+    @property
+    def settings(self) -> Namespace:
+        """Return the config."""
+        return cast(Namespace, self.config.fit)
+
+    @property
+    def text(self) -> str:
+        """Return the config as YAML, without what is Lightning's default."""
+        return str(self._parser("fit").dump(self.config.fit, skip_default=True))
+
+    def before_instantiate_classes(self) -> None:
+        """Leave the config as it was parsed."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Begin nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
 
 
 def _run_folder(verb: str, name: str | None, ckpt_path: Any) -> Path:  # noqa: ANN401 - whatever the config holds

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -46,7 +46,21 @@ VLLM_SHARE = 0.9
 
 def run(args: list[str]) -> None:
     """Plan what `seeker fit` with these words would do."""
-    run_with(PlanCLI, ["fit", *args])
+    show(plan_of(args))
+
+
+def plan_of(args: Sequence[str]) -> Plan:
+    """Return the plan of a `seeker fit` with these words."""
+    return cast(PlanCLI, run_with(PlanCLI, ["fit", *args])).plan
+
+
+def check(args: Sequence[str]) -> None:
+    """Build what `seeker fit` with these words would, but the weights and the trainer, and read its data.
+
+    Raises:
+        InputError: an option, a file or its contents are wrong, or training and validation share something.
+    """
+    run_with(CheckCLI, ["fit", *args])
 
 
 @dataclass
@@ -157,12 +171,22 @@ class PlanCLI(SeekerCLI):
         return Setting.of(self.model, self.given.trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Print the plan."""
+        """Work out the plan."""
         del subcommand
-        plan = planned(self.model, self.datamodule, self.trainer, self.given.room_gb)
+        self.plan = planned(self.model, self.datamodule, self.trainer, self.given.room_gb)
         if self.given.measure:
-            measure(plan, self.words, self.trainer)
-        show(plan)
+            measure(self.plan, self.words, self.trainer)
+
+
+class CheckCLI(PlanCLI):
+    """`fit`'s command line, whose run only reads the data."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Prepare the data."""
+        del subcommand
+        self.datamodule.trainer = self.trainer
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
 
 
 # --- what it takes -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from project.datamodules.plan import MicroBatch
 from project.errors import InputError, TrainingError
 from project.losses import weighted_cross_entropy
 from project.modules.adapter_checkpoint import AdapterCheckpoint, load_weights
+from project.modules.hand_over import MEASURED, HandedOn, measured, write_hand_over
 from project.modules.optimization import OptimizerName, make_optimizer, warmup_cosine
 from project.modules.policy import (
     AgentSettings,
@@ -201,15 +202,26 @@ class SFT(AdapterCheckpoint, LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.warmup_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the last validation measured."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[MEASURED] = measured(self.trainer)
+
     def on_fit_end(self) -> None:
-        """Write the merged folder that others start from, and the best checkpoint's, whose weights are held from then on."""
+        """Write the merged folder that others start from and the best checkpoint's, whose weights are held from then on."""
         if self.trainer.interrupted:
             return
-        folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
+        trainer, folder = self.trainer, self.export_dir or Path(self.trainer.default_root_dir) / "merged"
         self._export(folder)
-        if (best := best_checkpoint(self.trainer)) is not None:
+        hands_on = {"last": HandedOn(str(folder), last_checkpoint(trainer), trainer.global_step, measured(trainer))}
+        if (best := best_checkpoint(trainer)) is not None:
+            folder = folder.with_name(f"{folder.name}_best")
             load_weights(self, best)
-            self._export(folder.with_name(f"{folder.name}_best"))
+            self._export(folder)
+            held = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
+            hands_on["best"] = HandedOn(str(folder), str(best), held["global_step"], held[MEASURED])
+        if trainer.is_global_zero:
+            write_hand_over(Path(trainer.default_root_dir), hands_on)
 
     def _export(self, folder: Path) -> None:
         assert self.policy is not None
@@ -220,6 +232,16 @@ def best_checkpoint(trainer: Any) -> Path | None:  # noqa: ANN401 - Lightning's 
     """Return the checkpoint that was best by the metric that a `ModelCheckpoint` monitors; None where none does."""
     monitored = (one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None) and one.best_model_path)
     return next((Path(one.best_model_path) for one in monitored), None)
+
+
+def last_checkpoint(trainer: Any) -> str | None:  # noqa: ANN401 - Lightning's own
+    """Return the last checkpoint, saved anew where steps came after it; None where no `ModelCheckpoint` keeps one."""
+    keeps = next((one for one in trainer.checkpoint_callbacks if getattr(one, "last_model_path", "")), None)
+    if keeps is None:
+        return None
+    if keeps._last_global_step_saved != trainer.global_step:
+        trainer.save_checkpoint(keeps.last_model_path)
+    return str(keeps.last_model_path)
 
 
 def suspects(step: Sequence[StepPart]) -> list[str]:

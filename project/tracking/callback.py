@@ -55,7 +55,7 @@ class TrackRun(Callback):
         for source in (getattr(trainer, "datamodule", None), pl_module):
             files = dict(getattr(source, "data_files", {}) or {})
             log_datasets(logger.experiment, str(logger.run_id), {name: Path(path) for name, path in files.items()})
-        parent = run_folder_id(getattr(pl_module, "model_path", None))
+        parent = run_folder_id(getattr(pl_module, "start_from", None)) or run_folder_id(getattr(pl_module, "model_path", None))
         if parent and not logger.parent_run:
             logger.set_parent(parent)
         if verb == "fit":

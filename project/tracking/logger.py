@@ -19,6 +19,7 @@ from project.tracking.store import (
     CHANGED_PARAM,
     LONG_PARAM,
     MAX_PARAM,
+    SHOWN_UNDER,
     artifact_location,
     find_run,
     opening_store,
@@ -38,6 +39,7 @@ class SeekerLogger(MLFlowLogger):
         run_name: name to find the run by; by default that of its folder.
         parent_run: name or id of the run that this one starts from; by default the run that made the model it loads.
         resume_run_id: id of a run to continue; set when training resumes from its checkpoint.
+        pipeline_run: id of the run that MLflow's page shows this one under; by default the parent.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SeekerLogger(MLFlowLogger):
         run_name: str | None = None,
         parent_run: str | None = None,
         resume_run_id: str | None = None,
+        pipeline_run: str | None = None,
     ) -> None:
         quiet()
         with opening_store():
@@ -56,7 +59,7 @@ class SeekerLogger(MLFlowLogger):
                 artifact_location=artifact_location(),
                 run_id=resume_run_id,
             )
-        self.parent_run = parent_run
+        self.parent_run, self.pipeline_run = parent_run, pipeline_run
         self._announced = False
         self._config_logged = False
 
@@ -85,6 +88,8 @@ class SeekerLogger(MLFlowLogger):
         with opening_store():  # the experiment is made now, unless it is there
             client, run_id = self.experiment, str(self.run_id)
         client.update_run(run_id, status="RUNNING")
+        if self.pipeline_run:
+            client.set_tag(run_id, SHOWN_UNDER, self.pipeline_run)
         if self.parent_run:
             self.set_parent(find_run(self.parent_run).info.run_id)
         name = client.get_run(run_id).info.run_name
@@ -95,7 +100,8 @@ class SeekerLogger(MLFlowLogger):
         """Store which run this one starts from."""
         if run_id != self.run_id:
             self.experiment.set_tag(self.run_id, "seeker.parent", run_id)
-            self.experiment.set_tag(self.run_id, "mlflow.parentRunId", run_id)
+            if not self.pipeline_run:
+                self.experiment.set_tag(self.run_id, SHOWN_UNDER, run_id)
 
     @rank_zero_only
     def log_config(self, params: Mapping[str, str]) -> None:

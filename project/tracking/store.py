@@ -34,6 +34,8 @@ MANIFESTS = "datasets"
 MAX_PARAM = 6000
 """Characters that MLflow stores of a parameter."""
 LONG_PARAM = "see artifact params/"
+SHOWN_UNDER = "mlflow.parentRunId"
+"""The tag by which MLflow's page shows a run under another."""
 CHANGED_PARAM = "seeker.changed."
 """Tags with this prefix hold the values that a resumed run changed: MLflow refuses to change a parameter."""
 
