@@ -67,10 +67,12 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:  # noqa: ANN40
         for number, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from differences(x, y, f"{path}/{number}")
     elif isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if a.dtype != b.dtype or not torch.equal(a, b):
+        if a.dtype != b.dtype or a.shape != b.shape:
             yield path
+        elif not torch.equal(a, b):
+            yield f"{path} (by {float((a.double() - b.double()).abs().max()):.1e})"
     elif a != b:
-        yield path
+        yield f"{path} ({a} to {b})" if isinstance(a, float) and isinstance(b, float) else path
 
 
 def leaves(value: Any) -> int:  # noqa: ANN401
@@ -119,7 +121,7 @@ def main() -> int:
         expected, found = read(whole), read(cut)
         other = list(differences(expected, found))
         metrics, resumed = logged(store, whole), logged(store, cut)
-        other += [f"metric {path}" for path in differences(metrics, resumed)]
+        other = [*(f"metric {path}" for path in differences(metrics, resumed)), *other]
     values = sum(len(steps) for steps in metrics.values())
     print(f"stopped by SIG{given.signal} after step {at}, resumed to step {given.steps}:")
     print(f"{leaves(expected)} values of the checkpoint and {values} logged metrics compared, ", end="")

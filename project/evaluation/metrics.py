@@ -52,24 +52,29 @@ def is_share(metric: str) -> bool:
     return metric in ("em", "cover_em", "decision_accuracy", "verdict", "supported") or metric.startswith("finish_")
 
 
-def estimate(values: Sequence[float], *, share: bool = False, seed: int = 0) -> Estimate:
+def estimate(values: Sequence[float], *, share: bool = False, groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
     """Return the mean of the values that are not NaN and its 95 % interval; all NaN for none.
 
     Args:
         values: one a question.
         share: the values are 0 or 1; the interval is Wilson's (1927), which stays honest at 0 of n. Else it is the
             percentile bootstrap's, which has no width where the values do not vary.
+        groups: one a value; values of a group hang together (the samples of a trace), and groups are resampled in place of
+            values. The interval is the bootstrap's then.
         seed: of the bootstrap.
     """
     known = np.asarray([v for v in values if not math.isnan(v)])
     if not len(known):
         return Estimate(math.nan, math.nan, math.nan, 0)
     mean, n = float(known.mean()), len(known)
-    if share:
+    if share and groups is None:
         centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
         return Estimate(mean, max(0.0, (centre - spread) / (1 + Z**2 / n)), min(1.0, (centre + spread) / (1 + Z**2 / n)), n)
-    draws = np.random.default_rng(seed).integers(0, len(known), (RESAMPLES, len(known)))
-    low, high = np.quantile(known[draws].mean(1), [0.025, 0.975])
+    owners = range(len(values)) if groups is None else groups
+    _, of_group = np.unique([o for o, v in zip(owners, values, strict=True) if not math.isnan(v)], return_inverse=True)
+    sums, sizes = np.bincount(of_group, weights=known), np.bincount(of_group)
+    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])
     return Estimate(mean, float(low), float(high), n)
 
 

@@ -114,5 +114,5 @@ def draw(found: Losses, file: Path) -> None:
     axis.set_yticks(range(len(found)), [f"after {phase}" for phase in found])
     axis.set(title="validation loss; darker: further above the set's lowest")
     with plt.rc_context({"svg.hashsalt": "seeker"}):
-        figure.savefig(file, metadata={"Date": None})
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
     plt.close(figure)

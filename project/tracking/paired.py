@@ -20,7 +20,8 @@ FILES = ("episodes.parquet", "scores.jsonl")
 """Artifacts of a test run that hold one row an episode: `question_id` and the metrics."""
 PAIRED_METRICS = (
     "reward", "em", "f1", "cover_em", "verdict", "supported", "decision_accuracy", "evidence_recall", "searches",
-    "generated_tokens",
+    "generated_tokens", "parts", "compression", "quoted", "unsupported", "answer_kept", "rouge_l",
+    *(f"{start}_{metric}" for start in ("own", "given", "full") for metric in ("em", "f1", "action", "tokens")),
 )  # fmt: skip
 RESAMPLES = 10_000
 BLOCK = 500

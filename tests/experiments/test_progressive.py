@@ -275,6 +275,12 @@ def test_other_settings_and_other_sources_are_refused(
     assert "from a run of 'multiturn' that is no longer there" in capsys.readouterr().err
     (folder / "away").rename(folder / "1-multiturn")
     assert run("--phases", "1,2") == 0
+    (folder / "2-summary_only" / "merged_best").rename(folder / "gone")
+    assert run() == 2
+    assert (
+        "the best weights of phase 'summary_only', from which phase 'summary_prefix' starts, are gone"
+        in capsys.readouterr().err
+    )
 
 
 def test_it_runs_once_at_a_time(with_phases: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,7 @@ def test_differences_are_found_wherever_they_are() -> None:
     one = {"a": [torch.tensor([1.0, 2.0]), {"b": 3}], "c": "x", "d": torch.tensor([1])}
     assert list(verify_resume.differences(one, one)) == []
     other = {"a": [torch.tensor([1.0, 2.0 + 1e-6]), {"b": 4}], "c": "x", "d": torch.tensor([1.0]), "e": 0}
-    assert list(verify_resume.differences(one, other)) == ["/a/0", "/a/1/b", "/d", "/e"]
+    assert list(verify_resume.differences(one, other)) == ["/a/0 (by 9.5e-07)", "/a/1/b", "/d", "/e"]
+    assert list(verify_resume.differences({"m": {3: 0.5}}, {"m": {3: 0.25}})) == ["/m/3 (0.5 to 0.25)"]
     assert list(verify_resume.differences({"a": [1, 2]}, {"a": [1]})) == ["/a"]
     assert verify_resume.leaves(one) == 4

@@ -1,0 +1,100 @@
+"""Metrics of a summary beside what it summarises: its parts, length, faithfulness, and whether the answer is kept."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from project.answers import normalise_answer
+from project.traces.summaries import sentences
+
+PARTS = ("think_summary", "information_summary")
+_INFORMATION = re.compile(r"<information_summary>(.*?)(?:</information_summary>|$)", re.DOTALL)
+_TAG = re.compile(r"</?\w+>")
+_NUMBER_OR_NAME = re.compile(r"\d+(?:[.,]\d+)*|\b[^\W\d_][\w'’-]*")
+SUMMARY_METRICS = ("parts", "compression", "quoted", "unsupported", "answer_kept", "rouge_l")
+
+
+def score_summary(
+    summary: str, context: Sequence[str], question: str, answers: Iterable[str], reference: str, lengths: tuple[int, int]
+) -> dict[str, float]:
+    """Return the metrics of a summary; NaN where one does not apply.
+
+    - `parts`: share of its two parts, thoughts and information, that are there.
+    - `compression`: its tokens a token of the context.
+    - `quoted`: share of the sentences of its information that stand in the context to the letter, but for white space and
+      the title before them.
+    - `unsupported`: share of its numbers and names that neither context nor question holds.
+    - `answer_kept`: whether it holds the answer, where the context does; yes and no are held by anything.
+    - `rouge_l`: ROUGE-L's F of the reference (Lin 2004).
+
+    Args:
+        summary: as the agent wrote it, without `<summary>`; empty where it wrote none.
+        context: what was thought and read.
+        question: whose answer is looked for.
+        answers: the right ones.
+        reference: the summary that was trained or given.
+        lengths: tokens of the summary and of the context.
+    """
+    return {
+        "parts": sum(f"<{part}>" in summary and f"</{part}>" in summary for part in PARTS) / len(PARTS),
+        "compression": lengths[0] / lengths[1] if lengths[1] else math.nan,
+        "quoted": quoted(summary, context),
+        "unsupported": unsupported(summary, [*context, question]),
+        "answer_kept": answer_kept(summary, context, answers),
+        "rouge_l": rouge_l(summary, reference),
+    }
+
+
+def quoted(summary: str, context: Sequence[str]) -> float:
+    """Return the share of the information's sentences that stand in the context; NaN without a sentence.
+
+    >>> quoted("<information_summary>Oslo: It is cold. It is big.</information_summary>", ["It is cold."])
+    0.5
+    """
+    found = _INFORMATION.search(summary)
+    said = [sentence for line in (found[1] if found else "").splitlines() for sentence in sentences(line)]
+    held = [_squeezed(text) for text in context]
+    forms = [(_squeezed(sentence), _squeezed(sentence.partition(": ")[2])) for sentence in said]
+    hits = [any(form and form in text for form in both for text in held) for both in forms]
+    return sum(hits) / len(hits) if hits else math.nan
+
+
+def unsupported(summary: str, sources: Sequence[str]) -> float:
+    """Return the share of a summary's numbers and names that no source holds; NaN where it has none.
+
+    A name is a word with a capital, and held where the source has it in any case: the first words of sentences are.
+
+    >>> unsupported("Oslo has 700 people.", ["Oslo has 600 people."])
+    0.5
+    """
+    held = {word.casefold() for text in sources for word in _NUMBER_OR_NAME.findall(text)}
+    said = [word for word in _NUMBER_OR_NAME.findall(_TAG.sub(" ", summary)) if word[0].isdigit() or word[0].isupper()]
+    said = [word for word in said if word != "Question"]
+    return sum(word.casefold() not in held for word in said) / len(said) if said else math.nan
+
+
+def answer_kept(summary: str, context: Sequence[str], answers: Iterable[str]) -> float:
+    """Return 1.0 or 0.0 where the context holds an answer, and NaN where it holds none.
+
+    >>> answer_kept("It is cold in Oslo.", ["Oslo is the capital"], ["Oslo"])
+    1.0
+    """
+    read, said = (f" {normalise_answer(text)} " for text in (" ".join(context), summary))
+    wanted = {f" {normalise_answer(answer)} " for answer in answers} - {" yes ", " no ", "  "}
+    known = [answer for answer in wanted if answer in read]
+    return float(any(answer in said for answer in known)) if known else math.nan
+
+
+def rouge_l(summary: str, reference: str) -> float:
+    """Return ROUGE-L's F; NaN without a reference."""
+    from torchmetrics.functional.text import rouge_score
+
+    if not reference:
+        return math.nan
+    return float(rouge_score(summary, reference, rouge_keys="rougeL")["rougeL_fmeasure"])
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split()).rstrip(" .,;")
