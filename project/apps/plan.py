@@ -28,10 +28,12 @@ from project.datamodules.question import QuestionDataModule
 from project.errors import InputError, TrainingError
 from project.lightning_cli import SeekerCLI, run_with
 from project.modules import attention
+from project.modules.adapter_checkpoint import check_weights
 from project.modules.footprint import Footprint, Step, footprint
 from project.modules.policy import LoRA
 from project.modules.ppo import PPO
-from project.modules.sft import SFT
+from project.modules.sft import SFT, refuse_float16
+from project.modules.sharding import FSDP2
 from project.runtime import free_memory
 
 MEASURED = 3
@@ -182,14 +184,23 @@ class PlanCLI(SeekerCLI):
 
 
 class CheckCLI(PlanCLI):
-    """`fit`'s command line, whose run only reads the data."""
+    """`fit`'s command line, whose run only reads the data and asks whether the rest goes together."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Prepare the data."""
+        """Prepare the data, plan its steps, and check what `fit` would once it has begun."""
         del subcommand
-        self.datamodule.trainer = self.trainer
+        if not isinstance(self.model, SFT):
+            raise InputError(f"model: {type(self.model).__name__} hands on no weights; take SFT")
+        refuse_float16(str(self.given.trainer.precision).startswith("16"))
+        setting: Any = self.trainer
+        if setting.strategy == "fsdp2":
+            FSDP2.check(self.model)
+        if self.model.start_from is not None:
+            check_weights(self.model, self.model.start_from)
+        self.datamodule.trainer = setting
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
+        self.datamodule.train_dataloader()
 
 
 # --- what it takes -------------------------------------------------------------------------------------------------------
@@ -395,11 +406,18 @@ class Timed(Callback):
             return
         self.times.append(time.perf_counter())
         if done >= self.steps:
-            self._running = False
-            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else max(self.peak, _resident())
-            seconds = [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
-            self.file.write_text(json.dumps({"seconds": seconds, "peak": peak}))
-            raise SystemExit(0)
+            self._end()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End, too, after a training of fewer steps."""
+        self._end()
+
+    def _end(self) -> None:
+        self._running = False
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else max(self.peak, _resident())
+        seconds = [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
+        self.file.write_text(json.dumps({"seconds": seconds, "peak": peak}))
+        raise SystemExit(0)
 
     def _watch(self) -> None:
         while self._running:
@@ -419,6 +437,7 @@ def measure(plan: Plan, words: Sequence[str], setting: Any) -> None:  # noqa: AN
             "--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.limit_val_batches=0",
             "--trainer.num_sanity_val_steps=0", f"--trainer.default_root_dir={folder}", "--trainer.callbacks=null",
             "--trainer.callbacks+=project.apps.plan.Timed", f"--trainer.callbacks.file={file}",
+            f"--model.export_dir={folder}/merged",
         ]  # fmt: skip
         command = [sys.executable, "-m", "project", *_without_own(words), *own]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

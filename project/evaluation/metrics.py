@@ -60,18 +60,19 @@ def estimate(values: Sequence[float], *, share: bool = False, groups: Sequence[s
         share: the values are 0 or 1; the interval is Wilson's (1927), which stays honest at 0 of n. Else it is the
             percentile bootstrap's, which has no width where the values do not vary.
         groups: one a value; values of a group hang together (the samples of a trace), and groups are resampled in place of
-            values. The interval is the bootstrap's then.
+            values. The interval is the bootstrap's then, unless all values are 0 or all 1: then Wilson's over the groups.
         seed: of the bootstrap.
     """
     known = np.asarray([v for v in values if not math.isnan(v)])
     if not len(known):
         return Estimate(math.nan, math.nan, math.nan, 0)
     mean, n = float(known.mean()), len(known)
-    if share and groups is None:
-        centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-        return Estimate(mean, max(0.0, (centre - spread) / (1 + Z**2 / n)), min(1.0, (centre + spread) / (1 + Z**2 / n)), n)
     owners = range(len(values)) if groups is None else groups
     _, of_group = np.unique([o for o, v in zip(owners, values, strict=True) if not math.isnan(v)], return_inverse=True)
+    if share and (groups is None or mean in (0.0, 1.0)):
+        m = int(of_group.max()) + 1
+        centre, spread = mean + Z**2 / (2 * m), Z * math.sqrt(mean * (1 - mean) / m + Z**2 / (4 * m**2))
+        return Estimate(mean, max(0.0, (centre - spread) / (1 + Z**2 / m)), min(1.0, (centre + spread) / (1 + Z**2 / m)), n)
     sums, sizes = np.bincount(of_group, weights=known), np.bincount(of_group)
     draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
     low, high = np.quantile(sums[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])

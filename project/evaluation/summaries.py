@@ -13,7 +13,6 @@ PARTS = ("think_summary", "information_summary")
 _INFORMATION = re.compile(r"<information_summary>(.*?)(?:</information_summary>|$)", re.DOTALL)
 _TAG = re.compile(r"</?\w+>")
 _NUMBER_OR_NAME = re.compile(r"\d+(?:[.,]\d+)*|\b[^\W\d_][\w'’-]*")
-SUMMARY_METRICS = ("parts", "compression", "quoted", "unsupported", "answer_kept", "rouge_l")
 
 
 def score_summary(
@@ -21,6 +20,7 @@ def score_summary(
 ) -> dict[str, float]:
     """Return the metrics of a summary; NaN where one does not apply.
 
+    - `summarised`: whether there is one; without one `compression` does not apply.
     - `parts`: share of its two parts, thoughts and information, that are there.
     - `compression`: its tokens a token of the context.
     - `quoted`: share of the sentences of its information that stand in the context to the letter, but for white space and
@@ -38,8 +38,9 @@ def score_summary(
         lengths: tokens of the summary and of the context.
     """
     return {
+        "summarised": float(bool(summary)),
         "parts": sum(f"<{part}>" in summary and f"</{part}>" in summary for part in PARTS) / len(PARTS),
-        "compression": lengths[0] / lengths[1] if lengths[1] else math.nan,
+        "compression": lengths[0] / lengths[1] if summary and lengths[1] else math.nan,
         "quoted": quoted(summary, context),
         "unsupported": unsupported(summary, [*context, question]),
         "answer_kept": answer_kept(summary, context, answers),

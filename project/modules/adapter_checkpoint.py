@@ -175,19 +175,8 @@ def load_weights(module: Any, file: Path) -> None:  # noqa: ANN401 - an AdapterC
     Raises:
         InputError: it cannot be read, was trained on another base or with another adapter, or holds other weights.
     """
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        state = {name: value for name, value in held["state_dict"].items() if name.startswith("policy.")}
-    except (OSError, RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        raise InputError(f"the checkpoint {file} cannot be read ({type(error).__name__}); give one of seeker fit") from error
-    settings, own = held.get(OPTIMIZER_SETTINGS, {}), module._optimizer_settings()
-    if settings.get("lora", own.get("lora")) != own.get("lora"):
-        raise InputError(f"{file} was trained with lora={settings['lora']}, and model.lora is {own.get('lora')}; give that")
-    if held.get(BASE_DIGEST, module._base) != module._base:
-        raise InputError(
-            f"{file} was trained on a base with digest {held[BASE_DIGEST]}, and model.model_path={module.model_path} has "
-            f"{module._base}; give the base it was trained on"
-        )
+    held = check_weights(module, file)
+    state = {name: value for name, value in held["state_dict"].items() if name.startswith("policy.")}
     now = module.state_dict()
     wanted = {name for name, parameter in module.named_parameters() if parameter.requires_grad and name.startswith("policy.")}
     if odd := sorted((wanted - state.keys()) | {n for n, t in state.items() if n not in now or now[n].shape != t.shape}):
@@ -195,6 +184,29 @@ def load_weights(module: Any, file: Path) -> None:  # noqa: ANN401 - an AdapterC
             f"{file} has no '{odd[0]}' of the shape that model.model_path={module.model_path} has; give its own base"
         )
     module.load_state_dict({name: like(value, now[name]) for name, value in state.items()}, strict=False)
+
+
+def check_weights(module: Any, file: Path) -> dict[str, Any]:  # noqa: ANN401 - an AdapterCheckpoint
+    """Return what another training's checkpoint holds, whose weights a module could go on with.
+
+    Raises:
+        InputError: it cannot be read, or was trained on another base or with another adapter.
+    """
+    try:
+        held: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        held["state_dict"].items()
+    except (OSError, RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise InputError(f"the checkpoint {file} cannot be read ({type(error).__name__}); give one of seeker fit") from error
+    settings, own = held.get(OPTIMIZER_SETTINGS, {}), module._optimizer_settings()
+    if settings.get("lora", own.get("lora")) != own.get("lora"):
+        raise InputError(f"{file} was trained with lora={settings['lora']}, and model.lora is {own.get('lora')}; give that")
+    base = module._base or base_digest(module.model_path)
+    if held.get(BASE_DIGEST, base) != base:
+        raise InputError(
+            f"{file} was trained on a base with digest {held[BASE_DIGEST]}, and model.model_path={module.model_path} has "
+            f"{base}; give the base it was trained on"
+        )
+    return held
 
 
 def frozen_state(module: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -93,14 +95,17 @@ class SFT(AdapterCheckpoint, LightningModule):
         names = ["loss", *(f"{metric}_{kind}" for kind in KINDS for metric in ("loss", "accuracy"))]
         # By default torchmetrics leaves NaN out of a mean, and with "disable" 1.9 leaves the weights out: NaN counts as inf.
         self.validation: Any = nn.ModuleDict({name: MeanMetric(nan_strategy=float("inf")) for name in names})
-        self.also: Any = nn.ModuleDict()
-        """The losses of the further files that the datamodule validates on, by name."""
+        self.also: Any = nn.ModuleList()
+        """The losses of the further files that the datamodule validates on, in their order."""
+        self._also_names: tuple[str, ...] = ()
+        self._measured: dict[str, float] = {}
+        """What the last validation before the checkpoint that is resumed measured."""
 
     def setup(self, stage: str) -> None:
         """Make room for what is validated beside."""
         del stage
-        names = getattr(getattr(self.trainer, "datamodule", None), "also_validate", ())
-        self.also = nn.ModuleDict({name: MeanMetric(nan_strategy=float("inf")) for name in names})
+        self._also_names = tuple(getattr(getattr(self.trainer, "datamodule", None), "also_validate", ()))
+        self.also = nn.ModuleList([MeanMetric(nan_strategy=float("inf")) for _ in self._also_names])
 
     def configure_model(self) -> None:
         """Load the weights once the strategy is set up."""
@@ -122,8 +127,7 @@ class SFT(AdapterCheckpoint, LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse float16, whose scaled gradients neither the clipping nor the check for finite ones here are for."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            raise InputError("trainer.precision: 16-mixed scales gradients, which this training does not undo; take bf16-mixed")
+        refuse_float16(getattr(self.trainer.precision_plugin, "scaler", None) is not None)
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """Return the micro-batch's share of the step's loss, scaled so that Lightning's averages cancel."""
@@ -147,7 +151,7 @@ class SFT(AdapterCheckpoint, LightningModule):
         weights, kinds = batch["weights"][1:], batch["kinds"][1:]
         trained = weights > 0
         if dataloader_idx:
-            [*self.also.values()][dataloader_idx - 1].update(-logprobs, weights[trained])
+            self.also[dataloader_idx - 1].update(-logprobs, weights[trained])
             return
         self.validation["loss"].update(-logprobs, weights[trained])
         for index, kind in enumerate(KINDS):
@@ -158,7 +162,8 @@ class SFT(AdapterCheckpoint, LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the means over all ranks, of the kinds that there were: each rank reduces each of them, in the same order."""
         named = {f"val/{name}": metric for name, metric in self.validation.items()}
-        for name, metric in (named | {f"val_{name}/loss": metric for name, metric in self.also.items()}).items():
+        also = {f"val_{name}/loss": metric for name, metric in zip(self._also_names, self.also, strict=True)}
+        for name, metric in (named | also).items():
             with metric.sync_context():
                 if metric.weight > 0:
                     self.log(name, metric.mean_value / metric.weight)
@@ -205,15 +210,34 @@ class SFT(AdapterCheckpoint, LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the last validation measured."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[MEASURED] = measured(self.trainer)
+        trainer = self._own_trainer()
+        checkpoint[MEASURED] = (measured(trainer) if trainer is not None else {}) or self._measured
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what it measured: a training that was done resumes without a validation."""
+        super().on_load_checkpoint(checkpoint)
+        self._measured = checkpoint.get(MEASURED, {})
 
     def on_fit_end(self) -> None:
-        """Write the merged folder that others start from and the best checkpoint's, whose weights are held from then on."""
+        """Write the merged folder that others start from and the best checkpoint's, whose weights are held from then on.
+
+        Raises:
+            TrainingError: there is no room for them; the last checkpoint, which is saved first, goes on from here.
+        """
         if self.trainer.interrupted:
             return
+        try:
+            self._hand_over()
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"the trained model cannot be written ({error}); make room and go on with the same command and --ckpt_path last"
+            ) from error
+
+    def _hand_over(self) -> None:
         trainer, folder = self.trainer, self.export_dir or Path(self.trainer.default_root_dir) / "merged"
+        last = last_checkpoint(trainer)
         self._export(folder)
-        hands_on = {"last": HandedOn(str(folder), last_checkpoint(trainer), trainer.global_step, measured(trainer))}
+        hands_on = {"last": HandedOn(str(folder), last, trainer.global_step, measured(trainer) or self._measured)}
         if (best := best_checkpoint(trainer)) is not None:
             folder = folder.with_name(f"{folder.name}_best")
             load_weights(self, best)
@@ -228,6 +252,12 @@ class SFT(AdapterCheckpoint, LightningModule):
         export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
 
 
+def refuse_float16(is_scaled: bool) -> None:
+    """Raise `InputError` where the trainer scales gradients."""
+    if is_scaled:
+        raise InputError("trainer.precision: 16-mixed scales gradients, which this training does not undo; take bf16-mixed")
+
+
 def best_checkpoint(trainer: Any) -> Path | None:  # noqa: ANN401 - Lightning's own
     """Return the checkpoint that was best by the metric that a `ModelCheckpoint` monitors; None where none does."""
     monitored = (one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None) and one.best_model_path)
@@ -235,13 +265,16 @@ def best_checkpoint(trainer: Any) -> Path | None:  # noqa: ANN401 - Lightning's 
 
 
 def last_checkpoint(trainer: Any) -> str | None:  # noqa: ANN401 - Lightning's own
-    """Return the last checkpoint, saved anew where steps came after it; None where no `ModelCheckpoint` keeps one."""
-    keeps = next((one for one in trainer.checkpoint_callbacks if getattr(one, "last_model_path", "")), None)
-    if keeps is None:
+    """Return the checkpoint of the last step, saved as `last.ckpt` unless it is there; None without a `ModelCheckpoint`."""
+    keep = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
+    if not keep:
         return None
-    if keeps._last_global_step_saved != trainer.global_step:
-        trainer.save_checkpoint(keeps.last_model_path)
-    return str(keeps.last_model_path)
+    path = Path(str(keep[0].dirpath)) / "last.ckpt"
+    # Of a callback with `save_last` this is its last.ckpt, of one that keeps the best only that.
+    saved = {str(one._last_checkpoint_saved) for one in keep if one._last_global_step_saved == trainer.global_step}
+    if str(path) not in saved:
+        trainer.save_checkpoint(path)
+    return str(path)
 
 
 def suspects(step: Sequence[StepPart]) -> list[str]:

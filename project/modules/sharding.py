@@ -79,7 +79,8 @@ class FSDP2(ModelParallelStrategy):
         """Take `process_group_backend` and `timeout`, as Lightning's."""
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
 
-    def check(self, module: LightningModule) -> None:
+    @staticmethod
+    def check(module: LightningModule) -> None:
         """Raise `InputError` where a module cannot be trained in shards."""
         lora = getattr(module, "lora", None)
         if lora is not None and lora.nf4:

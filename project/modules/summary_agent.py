@@ -146,7 +146,7 @@ class SummaryAgent(SearchAgent):
         scores = score_summary(summary, context, one.question, one.answers, folded.reference, tokens)
         for name in FROM:
             scores |= _score_turn(name, self.dialect.parse(texts.get(name, "")), folded)
-        scores["full_tokens"], scores["own_tokens"] = float(len(whole)), float(len(prompts["own"] or ()))
+        scores |= {f"{name}_tokens": float(len(p)) if p else math.nan for name, p in prompts.items()}
         return row | scores | {"summary": said, "reference": folded.reference} | {f"{k}_turn": v for k, v in texts.items()}
 
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -170,7 +170,7 @@ class SummaryAgent(SearchAgent):
         names = [name for name, value in scored[0].items() if isinstance(value, float)]
         groups = [row["group"] for row in scored]
         for name in names:
-            found = estimate([row[name] for row in scored], groups=groups)
+            found = estimate([row[name] for row in scored], share=_is_share(name), groups=groups)
             if found.n:
                 values = {"": found.mean, "_low": found.low, "_high": found.high, "_n": float(found.n)}
                 self.log_dict({f"test/{name}{end}": value for end, value in values.items()}, rank_zero_only=True)
@@ -178,6 +178,10 @@ class SummaryAgent(SearchAgent):
             path = Path(self.trainer.default_root_dir) / "scores.jsonl"
             write_rows(path, ({k: None if v != v else v for k, v in row.items()} for row in scored))
             self._keep(path)
+
+
+def _is_share(name: str) -> bool:
+    return name in ("summarised", "answer_kept") or name.endswith(("_em", "_action"))
 
 
 def _score_turn(name: str, turn: Action, folded: Folded) -> dict[str, float]:

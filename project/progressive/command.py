@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from project.errors import InputError, SeekerError, TrainingError
 from project.progressive import forgetting
-from project.progressive.pipeline import Phase, Pipeline, choose, load, started_from
+from project.progressive.pipeline import Adapter, Phase, Pipeline, Weights, choose, load, started_from
 from project.runtime import prepare_process
 
 LOCK = ".lock"
@@ -30,6 +31,8 @@ def progressive(
     from_: str | None = None,
     dry_run: bool = False,
     measure: bool = False,
+    weights: Weights | None = None,
+    adapter: Adapter | None = None,
     output_dir: Path | None = None,
     launcher: str | None = None,
     overrides: Sequence[str] = (),
@@ -42,14 +45,16 @@ def progressive(
     Args:
         config: the pipeline (`name`, `phases`), and after it config layers that go over those of each phase.
         phases: only these, by name or number from 1, separated by commas; all by default.
-        from_: what the first of them starts from: a tracked run, a checkpoint or a model folder.
+        from_: what the first of them starts from: a tracked run, a checkpoint (whose adapter goes on) or a model folder.
         dry_run: print the command and config of each phase that is left, and its steps, tokens and memory; run nothing.
         measure: with --dry_run, run three steps of each phase for their time and memory.
+        weights: what each phase takes of the one before: best (by validation) or last; as the file says by default.
+        adapter: whether a LoRA adapter is merged into the base and begun anew, or continued; as the file says by default.
         output_dir: the folder of the phases' runs; runs/NAME beside the tracking store by default.
         launcher: what starts `-m project fit …` in place of Python, such as "torchrun --nproc_per_node 8".
         overrides: further options, as words.
     """
-    pipeline = load(config, overrides, output_dir, launcher)
+    pipeline = load(config, overrides, output_dir, launcher, weights=weights, adapter=adapter)
     chosen = choose(pipeline.phases, phases)
     if from_ is not None:
         started_from(pipeline, chosen[0], from_)
@@ -68,9 +73,20 @@ def progressive(
     for phase in left:
         with _at(phase, pipeline):
             _prepare(pipeline, phase)
-    with _locked(pipeline.folder) as lock, forgetting.tracked(pipeline, config[0]):
-        for phase in chosen:
-            _run(pipeline, phase, lock)
+    from mlflow.exceptions import MlflowException
+
+    with _locked(pipeline.folder) as lock:
+        pipeline.read_manifest()  # another run may have ended meanwhile
+        _check_started(pipeline, chosen)
+        try:
+            with forgetting.tracked(pipeline, config[0]):
+                for phase in chosen:
+                    _run(pipeline, phase, lock)
+        except (OSError, MlflowException) as error:
+            raise TrainingError(
+                f"{pipeline.name}: {pipeline.folder} or the tracking store cannot be written ({error}); make room and run the "
+                "same command again, which goes on"
+            ) from error
     sys.stdout.write(f"{pipeline.name}: done; {_models(pipeline, chosen)}\n")
 
 
@@ -93,6 +109,8 @@ def _check_started(pipeline: Pipeline, chosen: Sequence[Phase]) -> None:
         gone = isinstance(start, str) and not pipeline.is_finished(pipeline.phase(start))
         if known.get("settings") != pipeline.digest(phase):
             what = "with other settings; put them back, give the pipeline another name or --output_dir,"
+        elif changed := pipeline.changed_files(phase):
+            what = f"on other data: {changed[0]} has changed; put it back, give --output_dir,"
         elif gone or known.get("source_run") != pipeline.source_run(phase):
             what = f"from a run of '{start}' that is no longer there; put it back"
         else:
@@ -114,6 +132,9 @@ def _resolve(pipeline: Pipeline) -> None:
     pipeline.sets = forgetting.own_sets(files)
     for phase in pipeline.phases:
         own = pipeline.sets.get(phase.name)
+        with _at(phase, pipeline):
+            _check_start(pipeline, phase, configs)
+        pipeline.data_files[phase.name] = _files(data[phase.name])
         pipeline.bases[phase.name] = configs[phase.name].model.init_args.get("model_path")
         if own is None or "also_validate" not in data[phase.name]:
             continue
@@ -121,6 +142,36 @@ def _resolve(pipeline: Pipeline) -> None:
         others = {name: files[name] for name in dict.fromkeys(pipeline.sets.values()) if name != own}
         pipeline.also_validate[phase.name] = others | given
         _check_checkpoints(pipeline, phase, configs[phase.name].trainer)
+
+
+def _files(data: Any) -> list[str]:  # noqa: ANN401 - a namespace
+    """Return the files that a phase trains and validates on, those of the hub left out."""
+    given = [data.get("train_file"), data.get("validation_file")]
+    names = [str(name) for one in given if one is not None for name in (one if isinstance(one, dict) else [one])]
+    return [str(Path(name).resolve()) for name in names if Path(name).is_file()]
+
+
+def _check_start(pipeline: Pipeline, phase: Phase, configs: Mapping[str, Any]) -> None:
+    """Refuse a start that would not be what the pipeline hands on."""
+    config = configs[phase.name]
+    model = config.model.init_args
+    if config.get("ckpt_path") is not None:
+        raise InputError(f"ckpt_path={config.ckpt_path} in a config layer is set by the pipeline itself; leave it out")
+    if not isinstance(phase.start_from, str):
+        return
+    if model.get("start_from") is not None:
+        raise InputError(f"model.start_from={model.start_from} in a config layer: the phase starts from '{phase.start_from}'")
+    lora = model.get("lora")
+    if phase.adapter == "merged" and lora is not None and lora.nf4:
+        raise InputError(
+            "model.lora.nf4: merged weights would be rounded to NF4 anew, which loses most of what an adapter has learnt; give "
+            "--adapter continued"
+        )
+    before = configs[phase.start_from].model.init_args.get("lora")
+    if phase.adapter == "continued" and lora != before:
+        raise InputError(
+            f"model.lora={lora} goes on with the adapter of '{phase.start_from}', which is {before}; give the same"
+        )
 
 
 def _check_checkpoints(pipeline: Pipeline, phase: Phase, trainer: Any) -> None:  # noqa: ANN401 - a namespace
@@ -132,12 +183,12 @@ def _check_checkpoints(pipeline: Pipeline, phase: Phase, trainer: Any) -> None: 
         if one.weights == "best" and not any(row.get("monitor") for row in kept):
             raise InputError(
                 f"phase '{one.name}' starts from the best weights of '{phase.name}', which monitors nothing; give its "
-                "ModelCheckpoint `monitor: val/loss`, or set `weights: last`"
+                "ModelCheckpoint `monitor: val/loss`, or give --weights last"
             )
-        if one.weights == "last" and one.adapter == "continued" and not any(row.get("save_last") for row in kept):
+        if one.adapter == "continued" and not kept:
             raise InputError(
-                f"phase '{one.name}' goes on with the adapter of '{phase.name}', which keeps no last checkpoint; give its "
-                "ModelCheckpoint `save_last: true`, or set `adapter: merged`"
+                f"phase '{one.name}' goes on with the adapter of '{phase.name}', which keeps no checkpoint; give it a "
+                "ModelCheckpoint, or give --adapter merged"
             )
 
 
@@ -145,7 +196,8 @@ def _prepare(pipeline: Pipeline, phase: Phase) -> None:
     """Check a phase's options and read its data, with the base of its start where that is not trained yet."""
     from project.apps.plan import check
 
-    check(pipeline.fit_words(phase, pipeline.base_words(phase)))
+    is_checkpoint = isinstance(phase.start_from, Path) and phase.start_from.suffix == ".ckpt"
+    check(pipeline.fit_words(phase, pipeline.start_words(phase) if is_checkpoint else pipeline.base_words(phase)))
 
 
 def _show(pipeline: Pipeline, phase: Phase, measure: bool) -> None:
@@ -181,21 +233,14 @@ def _run(pipeline: Pipeline, phase: Phase, lock: int) -> None:
     how = "resumes" if pipeline.is_interrupted(phase) else f"starts from {_start(pipeline, phase)}"
     sys.stdout.write(f"{where} {how}\n")
     sys.stdout.flush()
-    from mlflow.exceptions import MlflowException
-
     command = pipeline.command(phase)
     pipeline.note_begun(phase, command)
     started = time.monotonic()
     if status := _call(command, lock):
         raise _failure(pipeline, phase, status)
     pipeline.done[phase.name] |= pipeline.finished(phase, time.monotonic() - started)
-    try:
-        forgetting.record(pipeline)
-        pipeline.write_manifest()  # last: what was not recorded is not done
-    except (OSError, MlflowException) as error:
-        raise TrainingError(
-            f"{where} trained, but not noted in {pipeline.folder} ({error}); make room and run the same command again"
-        ) from error
+    forgetting.record(pipeline)
+    pipeline.write_manifest()  # last: what was not recorded is not done
 
 
 def _failure(pipeline: Pipeline, phase: Phase, status: int) -> SeekerError:
@@ -208,15 +253,23 @@ def _failure(pipeline: Pipeline, phase: Phase, status: int) -> SeekerError:
 
 def _call(command: Sequence[str], lock: int) -> int:
     """Run a command to its end. It inherits the lock, so that it holds the pipeline even if this process is killed."""
-    process = subprocess.Popen(command, pass_fds=(lock,))
+    stopped: list[int] = []
+
+    def forward(number: int, _: object) -> None:
+        stopped.append(number)
+        process.send_signal(number)  # the training saves what it has and ends
+
+    # In a session of its own it hears of Ctrl-C once, from here, and not from the terminal too: a second one ends it unsaved.
+    process = subprocess.Popen(command, pass_fds=(lock,), start_new_session=True)
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return process.wait()
-    except KeyboardInterrupt:  # the terminal interrupts the training too, which then saves what it has
-        process.wait()
-        raise
+        status = process.wait()
     finally:
-        if process.poll() is None:
-            process.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt if stopped[0] == signal.SIGINT else SystemExit(128 + stopped[0])
+    return status
 
 
 @contextmanager

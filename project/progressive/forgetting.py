@@ -6,7 +6,7 @@ They lie in one MLflow run of the pipeline, under which its page shows the phase
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,8 @@ def tracked(pipeline: Pipeline, file: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        of.set_terminated(run_id, "FAILED")
+        with suppress(MlflowException):  # a full disk, perhaps the same that is raised
+            of.set_terminated(run_id, "FAILED")
         raise
     of.set_terminated(run_id)
 

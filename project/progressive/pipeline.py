@@ -36,6 +36,8 @@ RESERVED = ("trainer.default_root_dir", "trainer.logger", "model.export_dir", "m
 NAME = re.compile(r"[\w.-]*\w")
 PHASE_OPTION = re.compile(r"phase(\d+)\.(.+)")
 
+Options = tuple[tuple[str, str], ...]
+"""Options and their values in the order of a command line, in which `callbacks+` may come again."""
 Weights = Literal["best", "last"]
 Adapter = Literal["merged", "continued"]
 CHOICES: dict[str, tuple[str, ...]] = {"weights": ("best", "last"), "adapter": ("merged", "continued")}
@@ -54,13 +56,13 @@ class Phase:
     """The phase whose weights this one starts from, or a model folder or checkpoint; None: its own `model.model_path`."""
     weights: Weights
     adapter: Adapter
-    overrides: Mapping[str, str]
-    """Options of `seeker fit`, over the config layers."""
+    overrides: Options
+    """Of `seeker fit`, over the config layers."""
 
     def words(self) -> list[str]:
         """Return the options of `seeker fit` that the pipeline's file and the command line give."""
         layers = [word for path in self.config for word in ("--config", str(path))]
-        return [*layers, *(f"--{key}={value}" for key, value in self.overrides.items())]
+        return [*layers, *(f"--{key}={value}" for key, value in self.overrides)]
 
 
 @dataclass
@@ -80,6 +82,8 @@ class Pipeline:
     """By phase: the `model.model_path` of its own config."""
     sets: dict[str, str] = field(default_factory=dict)
     """By phase: the name of its own validation set, which is the first phase's that validates on that file."""
+    data_files: dict[str, list[str]] = field(default_factory=dict)
+    """By phase: what it trains and validates on, where these are files here."""
     launcher: Sequence[str] = (sys.executable,)
 
     def read_manifest(self) -> None:
@@ -133,11 +137,12 @@ class Pipeline:
         which = f"the {phase.weights} weights of phase '{source.name}', from which phase '{phase.name}' starts,"
         if phase.weights not in hands_on:
             raise InputError(
-                f"{which} were not kept: no ModelCheckpoint of it has a `monitor`; add one, or set `weights: last`"
+                f"{which} were not kept: it ended before a validation, or no ModelCheckpoint of it has a `monitor`; train it "
+                "longer or with one, or give --weights last"
             )
         found = HandedOn(**hands_on[phase.weights])
         if phase.adapter == "continued" and found.checkpoint is None:
-            raise InputError(f"{which} are in no checkpoint; train it with one, or set `adapter: merged`")
+            raise InputError(f"{which} are in no checkpoint; train it with one, or give --adapter merged")
         needed = found.checkpoint if phase.adapter == "continued" else f"{found.model}/config.json"
         if not Path(str(needed)).is_file():
             raise InputError(f"{which} are gone: {needed} does not exist; put it back, or train that phase anew")
@@ -191,7 +196,7 @@ class Pipeline:
         before = self.digest(self.phase(phase.start_from)) if isinstance(phase.start_from, str) else str(phase.start_from)
         start = [before, phase.weights, phase.adapter]
         layers = [file_digest(path) for path in phase.config]
-        settings = json.dumps([layers, start, sorted(phase.overrides.items())])
+        settings = json.dumps([layers, start, phase.overrides])
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def source_run(self, phase: Phase) -> str | None:
@@ -200,12 +205,18 @@ class Pipeline:
             return self.done.get(phase.start_from, {}).get("run_id")
         return run_folder_id(phase.start_from)
 
+    def changed_files(self, phase: Phase) -> list[str]:
+        """Return the data files of a phase that has begun which hold something else now."""
+        held = self.done.get(phase.name, {}).get("data", {})
+        return [path for path, digest in held.items() if not Path(path).is_file() or file_digest(Path(path)) != digest]
+
     def note_begun(self, phase: Phase, command: Sequence[str]) -> None:
-        """Note under which settings a phase begins."""
+        """Note under which settings and on which data a phase begins."""
         self.done[phase.name] = {
             "number": phase.number,
             "settings": self.digest(phase),
             "source_run": self.source_run(phase),
+            "data": {path: file_digest(Path(path)) for path in self.data_files.get(phase.name, ())},
             "command": list(command),
         }
         self.write_manifest()
@@ -226,7 +237,11 @@ class Pipeline:
 
 
 def load(
-    files: Sequence[Path], overrides: Sequence[str] = (), output_dir: Path | None = None, launcher: str | None = None
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    output_dir: Path | None = None,
+    launcher: str | None = None,
+    **choices: str | None,
 ) -> Pipeline:
     """Return the pipeline of a file, with further config layers and overrides for its phases, and what is done of it.
 
@@ -235,6 +250,7 @@ def load(
         overrides: words of a command line: `--key=value` or `--key value`, for all phases; `--phase2.key=value` for one.
         output_dir: the pipeline's folder; `runs/NAME` beside the tracking store by default.
         launcher: what runs `-m project fit …` in place of Python, such as `torchrun --nproc_per_node 8`.
+        choices: `weights` and `adapter` for all phases, in place of the file's.
 
     Raises:
         InputError: the file is missing or no YAML, a key is missing or unknown, or a config layer does not exist.
@@ -254,9 +270,10 @@ def load(
     for number, row in enumerate(settings["phases"], 1):
         phases.append(_phase(row, phases, settings, f"{path}, phase {number}"))
     layers = tuple(_layer(str(layer), "--config") for layer in files[1:])
-    by_phase = split_overrides(overrides, len(phases))
+    by_phase = split_overrides(overrides, phases)
+    given: dict[str, Any] = {name: value for name, value in choices.items() if value is not None}
     phases = [
-        replace(phase, config=(*phase.config, *layers), overrides={**phase.overrides, **by_phase[phase.number]})
+        replace(phase, config=(*phase.config, *layers), overrides=(*phase.overrides, *by_phase[phase.number]), **given)
         for phase in phases
     ]
     name = str(settings["name"])
@@ -279,7 +296,9 @@ def _phase(row: Any, before: Sequence[Phase], shared: Mapping[str, Any], where: 
     config = tuple(_layer(name, where) for name in [*_names(shared.get("config")), *_names(row.get("config"))])
     if not config:
         raise InputError(f"{where}: 'config' is missing; give one config layer or several")
-    overrides = {**options(shared.get("overrides"), where), **options(row.get("overrides"), where)}
+    own = options(row.get("overrides"), where)
+    _refuse_model(own, start, where)
+    overrides = (*options(shared.get("overrides"), where), *own)
     chosen: dict[str, Any] = {name: row.get(name, shared.get(name, values[0])) for name, values in CHOICES.items()}
     for name, values in CHOICES.items():
         if chosen[name] not in values:
@@ -308,23 +327,29 @@ def _check_keys(row: Any, known: set[str], needed: set[str], where: str) -> None
         raise InputError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
 
 
-def options(overrides: Any, where: str) -> dict[str, str]:  # noqa: ANN401 - whatever YAML held
+def options(overrides: Any, where: str) -> Options:  # noqa: ANN401 - whatever YAML held
     """Return overrides, nested or dotted, as options.
 
-    >>> options({"model": {"learning_rate": 0.1}}, "here")
-    {'model.learning_rate': '0.1'}
+    >>> options({"model": {"learning_rate": 0.1, "lora": {}}}, "here")
+    (('model.learning_rate', '0.1'), ('model.lora', '{}'))
     """
     if overrides is not None and not isinstance(overrides, dict):
         raise InputError(f"{where}: 'overrides' is {type(overrides).__name__}, expected options such as model.learning_rate")
-    flat: dict[str, str] = {}
+    flat: list[tuple[str, str]] = []
     for key, value in (overrides or {}).items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": text for inner, text in options(value, where).items()}
+        if isinstance(value, dict) and value:
+            flat += [(f"{key}.{inner}", text) for inner, text in options(value, where)]
         else:
-            flat[str(key)] = value if isinstance(value, str) else json.dumps(value)
-    for key in flat:
+            flat.append((str(key), value if isinstance(value, str) else json.dumps(value)))
+    for key, _ in flat:
         _refuse_reserved(key, where)
-    return flat
+    return tuple(flat)
+
+
+def _refuse_model(own: Options, start: str | None, where: str) -> None:
+    """Refuse a model of a phase's own where it starts from another phase's; one for all phases is the first's."""
+    if start is not None and any(key == "model.model_path" for key, _ in own):
+        raise InputError(f"{where}: 'model.model_path' is that of '{start}', which the phase starts from; leave it out")
 
 
 def _refuse_reserved(key: str, where: str) -> None:
@@ -335,24 +360,25 @@ def _refuse_reserved(key: str, where: str) -> None:
 # --- the command line ----------------------------------------------------------------------------------------------------
 
 
-def split_overrides(words: Sequence[str], phases: int) -> dict[int, dict[str, str]]:
-    """Return the overrides of each phase, by its number.
-
-    >>> split_overrides(["--model.learning_rate", "0.1", "--phase2.seed_everything=3"], 2)
-    {1: {'model.learning_rate': '0.1'}, 2: {'model.learning_rate': '0.1', 'seed_everything': '3'}}
+def split_overrides(words: Sequence[str], phases: Sequence[Phase]) -> dict[int, Options]:
+    """Return the overrides of each phase, by its number: those of all, then its own.
 
     Raises:
         InputError: a word is no option, an option has no value or is set by the pipeline, or there is no such phase.
     """
-    shared: dict[str, str] = {}
-    own: dict[int, dict[str, str]] = {number: {} for number in range(1, phases + 1)}
+    shared: list[tuple[str, str]] = []
+    own: dict[int, list[tuple[str, str]]] = {phase.number: [] for phase in phases}
     for key, value in _pairs(words):
         found = PHASE_OPTION.fullmatch(key)
-        _refuse_reserved(found[2] if found else key, "the command line")
+        name = found[2] if found else key
+        _refuse_reserved(name, "the command line")
         if found and int(found[1]) not in own:
-            raise InputError(f"--{key}: there is no phase {found[1]}; the pipeline has {phases}")
-        (own[int(found[1])] if found else shared)[found[2] if found else key] = value
-    return {number: {**shared, **found} for number, found in own.items()}
+            raise InputError(f"--{key}: there is no phase {found[1]}; the pipeline has {len(phases)}")
+        (own[int(found[1])] if found else shared).append((name, value))
+    for phase in phases:
+        start = phase.start_from if isinstance(phase.start_from, str) else None
+        _refuse_model(tuple(own[phase.number]), start, f"--phase{phase.number}")
+    return {number: (*shared, *found) for number, found in own.items()}
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:

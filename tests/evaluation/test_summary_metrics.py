@@ -15,7 +15,15 @@ BAD = write_summary("Capital?", "", "Oslo: Bergen is the capital of Norway. It h
 
 def test_a_summary_made_of_its_context() -> None:
     scores = score_summary(GOOD, CONTEXT, "Capital?", ["Oslo"], GOOD, (20, 40))
-    assert scores == {"parts": 1, "compression": 0.5, "quoted": 1, "unsupported": 0, "answer_kept": 1, "rouge_l": 1}
+    assert scores == {
+        "summarised": 1,
+        "parts": 1,
+        "compression": 0.5,
+        "quoted": 1,
+        "unsupported": 0,
+        "answer_kept": 1,
+        "rouge_l": 1,
+    }
 
 
 def test_a_summary_that_makes_something_up() -> None:
@@ -44,7 +52,9 @@ def test_what_does_not_apply_is_nan() -> None:
     assert math.isnan(answer_kept("yes", ["yes"], ["yes"])), "anything holds yes"
     assert math.isnan(unsupported("all in small letters", CONTEXT))
     assert math.isnan(rouge_l("x", ""))
-    assert math.isnan(score_summary("", [], "?", [], "", (0, 0))["compression"])
+    none = score_summary("", CONTEXT, "?", ["Oslo"], GOOD, (0, 40))
+    assert (none["summarised"], none["parts"], none["answer_kept"], none["rouge_l"]) == (0, 0, 0, 0)
+    assert math.isnan(none["compression"]), "no summary is not the shortest"
 
 
 def test_answers_are_whole_words() -> None:
@@ -58,4 +68,6 @@ def test_an_interval_resamples_groups() -> None:
     assert (of_groups.mean, of_groups.n) == (0.5, 20)
     assert (of_groups.low, of_groups.high) == (0.0, 1.0)
     assert of_rows.low > 0.2
+    never = estimate([0.0] * 20, share=True, groups=groups)
+    assert never.high == estimate([0.0, 0.0], share=True).high > 0.6, "two groups without a success say little"
     assert estimate([1.0, math.nan, 3.0], groups=["a", "a", "b"]).n == 2

@@ -1,7 +1,10 @@
 """Pipelines of phases: handed on exactly, continued where they stopped, refused before anything is trained."""
 
 import json
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 
 from project.cli import main
 from project.progressive import command as progressive
-from project.progressive.pipeline import Pipeline, load, split_overrides
+from project.progressive.pipeline import Pipeline, load, options, split_overrides
 from project.tracking.store import all_runs, find_run, metric_curve, run_metrics
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -95,9 +98,7 @@ def _check_runs(held: dict[str, Any]) -> None:
 
 
 def test_adapters_go_on_from_the_last_weights(with_phases: Path, in_process: list[list[str]]) -> None:
-    own = DEBUG.read_text().replace("phases:", "weights: last\nadapter: continued\nphases:")
-    Path("pipeline.yaml").write_text(own)
-    assert main(["progressive", "--config", "pipeline.yaml", "--phases=1,2", "--output_dir", "here"]) == 0
+    assert run("--phases=1,2", "--output_dir", "here", "--weights", "last", "--adapter=continued") == 0
     first, second = (with_phases / "here" / name for name in ("1-multiturn", "2-summary_only"))
     assert option(in_process[1], "model.start_from") == str(first / "checkpoints" / "last.ckpt")
     assert option(in_process[1], "model.model_path") == "tiny-random"
@@ -163,9 +164,15 @@ def test_overrides_of_all_phases_and_of_one(with_phases: Path, capsys: pytest.Ca
     assert [path for path in sorted(with_phases.rglob("*")) if path not in before and "cache" not in str(path)] == []
 
 
-def test_overrides_are_split_by_phase() -> None:
-    found = split_overrides(["--a.b", "1", "--phase1.a.b=2", "--c=d=e"], 2)
-    assert found == {1: {"a.b": "2", "c": "d=e"}, 2: {"a.b": "1", "c": "d=e"}}
+def test_overrides_are_split_by_phase_and_keep_their_order() -> None:
+    words = ["--a+", "1", "--phase1.a.b=2", "--a.x=d=e", "--a+=3"]
+    shared = (("a+", "1"), ("a.x", "d=e"), ("a+", "3"))
+    assert split_overrides(words, load([DEBUG]).phases[:2]) == {1: (*shared, ("a.b", "2")), 2: shared}
+    assert options({"model": {"lora": {}, "rate": 1}, "b": None}, "") == (
+        ("model.lora", "{}"),
+        ("model.rate", "1"),
+        ("b", "null"),
+    )
 
 
 def test_more_layers_go_over_those_of_each_phase(with_phases: Path) -> None:
@@ -200,6 +207,21 @@ def test_more_layers_go_over_those_of_each_phase(with_phases: Path) -> None:
         ("{name: x, phases: [{name: a, config: PHASE}]}", ["--launcher="], "--launcher is empty"),
         ("{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}", ["--phases", "b"], "which is not finished"),
         ("{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}", [], "monitors nothing"),
+        (
+            "{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}",
+            ["--phase2.model.model_path=y"],
+            "'model.model_path' is that of 'a', which the phase starts from",
+        ),
+        (
+            "{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}",
+            ["--weights=last", "--model.lora.nf4=true"],
+            "merged weights would be rounded to NF4 anew",
+        ),
+        (
+            "{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}",
+            ["--weights=last", "--adapter", "continued", "--phase2.model.lora.rank=4"],
+            "goes on with the adapter of 'a'",
+        ),
         ("{name: x, phases: [{name: a, config: PHASE}]}", [], "multiturn_train.parquet"),
     ],
 )
@@ -229,6 +251,10 @@ def test_bad_pipelines_are_refused(
             "phase 2 (summary_only): the training conversations and those for validation",
         ),
         (["--phase1.trainer.enable_checkpointing=false"], "which monitors nothing"),
+        (["--phase1.trainer.enable_checkpointing=false", "--adapter=continued", "--weights=last"], "keeps no checkpoint"),
+        (["--phase3.trainer.precision=16-mixed"], "phase 3 (summary_prefix): trainer.precision: 16-mixed"),
+        (["--phase3.trainer.accumulate_grad_batches=64"], "fewer than the 64 of one optimizer step"),
+        (["--phase2.trainer.strategy=fsdp2", "--phase2.model.optimizer=adamw_8bit"], "cannot step on shards"),
     ],
 )
 def test_the_data_of_later_phases_are_checked_before_the_first_begins(
@@ -252,7 +278,7 @@ def test_a_full_disk_between_phases_loses_nothing(
     monkeypatch.setattr(Pipeline, "write_manifest", full)
     assert run("--phases", "1") == 1
     error = capsys.readouterr().err
-    assert "phase 1, multiturn: trained, but not noted in" in error
+    assert "debug-progressive or the tracking store cannot be written" in error
     assert "No space left on device" in error
     assert "Traceback" not in error
     last = with_phases / "runs/debug-progressive/1-multiturn/hand_over.json"
@@ -281,6 +307,34 @@ def test_other_settings_and_other_sources_are_refused(
         "the best weights of phase 'summary_only', from which phase 'summary_prefix' starts, are gone"
         in capsys.readouterr().err
     )
+
+
+def test_changed_data_are_noticed(with_phases: Path, in_process: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--phases", "1") == 0
+    file = with_phases / "data/debug/sets/multiturn_train.parquet"
+    before = file.read_bytes()
+    file.write_bytes(before + b" ")
+    assert run("--phases", "1") == 2
+    assert f"on other data: {file} has changed" in capsys.readouterr().err
+    file.write_bytes(before)
+    assert run("--phases", "1") == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_signal_reaches_the_training_which_saves(number: int, status: int, with_phases: Path) -> None:
+    """Sent to the pipeline's process alone; the same command goes on."""
+    words = ["progressive", "--config", str(DEBUG), "--phases", "1", "--trainer.max_epochs", "400"]
+    process = subprocess.Popen([sys.executable, "-m", "project", *words], stderr=subprocess.PIPE, text=True)
+    checkpoint = with_phases / "runs/debug-progressive/1-multiturn/checkpoints/last.ckpt"
+    while not checkpoint.is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == status, said
+    assert "stopped after step" in said
+    assert find_run("debug-progressive").info.status == "FAILED"
+    assert main([*words[:-1], "400", "--dry_run"]) == 0
 
 
 def test_it_runs_once_at_a_time(with_phases: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,7 @@ def test_what_is_wrong_scores_nothing(with_phases: Path) -> None:
         assert (row["given_action"], row["given_em"]) == (0, 0)
         assert row["quoted"] is None
         assert "own_turn" not in row
+        assert row["own_tokens"] is row["compression"] is None
     assert len(engine.prompts) == 3 * len(rows), "there is no turn from a summary that is none"
 
 

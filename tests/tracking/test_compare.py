@@ -43,6 +43,9 @@ def test_paired_bootstrap_by_hand() -> None:
     # (1, 1, 1, -1): mean 1/2; a resample with k of -1 has mean 1 - k/2, moved to 1/2 - k/2: as far for k = 0, 2, 3, 4, that
     # is all but k = 1, whose share is 4 * 1/4 * (3/4)^3 = 27/64: p = 37/64 = 0.578.
     assert paired_bootstrap([1, 1, 1, -1])[3] == approx(37 / 64, abs=0.02)
+    # two groups of ten samples: a resample draws both 0, both 1 (a quarter each) or one of each
+    assert paired_bootstrap([0.0] * 10 + [1.0] * 10, groups=["a"] * 10 + ["b"] * 10)[:3] == (0.5, 0.0, 1.0)
+    assert paired_bootstrap([0.0] * 10 + [1.0] * 10)[1] > 0.2
     assert paired_bootstrap([1, 0, 1], seed=3) == paired_bootstrap([1, 0, 1], seed=3)
     with pytest.raises(InputError, match="share no question"):
         paired_bootstrap([])
