@@ -6,7 +6,7 @@
 # Overrides are those of verl's SFT trainer (optim.lr=1e-5 trainer.total_epochs=10), whose names a printed table translates,
 # or options of seeker progressive (--phases 2,3). Environment: MODEL (folder or hub id), SEED, DRY_RUN=1 (print the commands
 # and plans, run nothing), CONFIG (another pipeline), LAUNCHER (what starts each phase on several nodes, such as
-# "srun torchrun --nnodes 2 --nproc_per_node 8").
+# "srun torchrun --nnodes 2 --nproc_per_node 8"). A step is trainer.accumulate_grad_batches x N_GPUS micro-batches.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 (($# >= 3)) && [[ $2 =~ ^[1-9][0-9]*$ ]] || { echo "usage: bash scripts/train_${1:-pipeline}.sh N_GPUS OUTPUT_DIR [overrides]" >&2; exit 2; }

@@ -18,6 +18,7 @@ from project.tracking.store import all_runs, find_run, metric_curve, run_metrics
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 DEBUG = EXPERIMENTS / "debug" / "progressive.yaml"
+PIPELINES = [path for path in sorted(EXPERIMENTS.glob("summary/**/*.yaml")) if "phases:" in path.read_text()]
 PHASES = ["multiturn", "summary_only", "summary_prefix"]
 
 
@@ -162,6 +163,21 @@ def test_overrides_of_all_phases_and_of_one(with_phases: Path, capsys: pytest.Ca
     assert said.count("#   the training: 3 steps, 3 epochs") == 2
     assert said.count("#   activations:") == said.count("tokens in 1 steps") == 3
     assert [path for path in sorted(with_phases.rglob("*")) if path not in before and "cache" not in str(path)] == []
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+def test_every_pipeline_is_planned(path: Path, with_phases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the tiny model and small data in place of the hub's and the user's; all else as it stands."""
+    Path("data/summary").symlink_to(with_phases / "data/debug")
+    words = ["--model.model_path=tiny-random", "--data.micro_tokens=8192", "--trainer.accumulate_grad_batches=1"]
+    capsys.readouterr()
+    assert main(["progressive", "--config", str(path), "--dry_run", *words, "--trainer.devices=1"]) == 0, (
+        capsys.readouterr().err
+    )
+    said = capsys.readouterr().out
+    assert said.count(" -m project fit ") == said.count("# phase ") == said.count("#   the training:") >= 1
+    for phase in said.split("# phase ")[1:]:
+        assert all(f"_file: data/summary/sets/{name}_" in phase or f"{name}: data" in phase for name in PHASES), phase
 
 
 def test_overrides_are_split_by_phase_and_keep_their_order() -> None:
