@@ -9,6 +9,7 @@ from test_sft import fit, make_data, make_module, write_files
 from tiny import tiny_model_folder
 
 from project.errors import InputError
+from project.modules.hand_over import HAND_OVER, read_hand_over
 from project.modules.policy import LoRA
 
 ADAPTER = LoRA(4, 8)
@@ -54,6 +55,31 @@ def test_an_adapter_that_goes_on_gives_the_same_logits_to_the_bit(folder, files,
     watch = fit(make_module(folder, ADAPTER, learning_rate=1e-2, start_from=root / "last.ckpt"), make_data(files), tmp_path)
     assert watch.trainer.global_step == len(watch.gradients), "its steps are counted anew"
     assert not torch.equal(logits(watch.trainer.lightning_module), before), "and it trains"
+
+
+def test_an_adapter_over_nf4_goes_on_to_the_bit(folder, files, tmp_path):
+    """Its base is rounded again to the same values; merged weights would not be, which `seeker progressive` refuses."""
+    adapter = LoRA(4, 8, nf4=True)
+    module = make_module(folder, adapter, learning_rate=1e-2)
+    fit(module, make_data(files), tmp_path, callbacks=[keeper(tmp_path)])
+    assert torch.equal(logits(make_module(folder, adapter, start_from=tmp_path / "last.ckpt")), logits(module))
+
+
+def test_the_last_checkpoint_is_of_the_last_step_and_says_what_was_measured(folder, files, tmp_path):
+    """The callback has saved at no step; done already, it hands on the same when it is resumed."""
+    root = tmp_path / "run"
+    seldom = ModelCheckpoint(root, "last", every_n_train_steps=1000, enable_version_counter=False)
+    module = make_module(folder, ADAPTER, learning_rate=1e-2)
+    watch = fit(module, make_data(files), root, callbacks=[seldom], limit_val_batches=1.0)
+    found = read_hand_over(root / HAND_OVER)["last"]
+    assert (found.checkpoint, found.step) == (str(root / "last.ckpt"), watch.trainer.global_step)
+    assert found.metrics["val/loss"] > 0
+    assert torch.equal(logits(make_module(folder, ADAPTER, start_from=root / "last.ckpt")), logits(module))
+    again = make_module(folder, ADAPTER, learning_rate=1e-2)
+    seldom = ModelCheckpoint(root, "last", every_n_train_steps=1000, enable_version_counter=False)
+    fit(again, make_data(files), root, callbacks=[seldom], limit_val_batches=1.0, ckpt_path=root / "last.ckpt")
+    assert read_hand_over(root / HAND_OVER)["last"] == found
+    assert torch.equal(logits(again), logits(module))
 
 
 def test_a_merged_start_gives_the_same_logits(first):
