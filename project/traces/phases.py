@@ -2,7 +2,8 @@
 
 - `multiturn`: the whole trace; every turn is trained.
 - `summary_only`: the question and a summary of what was read -> the next turn. It is what the agent sees after a fold.
-- `summary_prefix`: question and turns so far (weight 0), `<fold/>` -> the summary; the question with it -> the next turn.
+- `summary_prefix`: question and turns so far (weight 0), `<fold/>` -> the summary; the question with it -> the next turn. After
+  the first result also from the summary before: question with it, the last search and result, as when an agent folds again.
 - `previous_turn`: question, the agent's last summary and search (weight 0), what it found -> a new summary and the next turn.
 
 Traces get extractive summaries (`summaries.py`); samples bring their own, a teacher's for example. Both give the same sets
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from project.dialects import FOLD_REQUEST, Action, Dialect, get_dialect
-from project.records import Conversation, DialectName, Message, Row, Trace, with_weight
+from project.records import Conversation, DialectName, Message, Row, Step, Trace, with_weight
 from project.streams import Made, as_paths, each, print_counts, run
 from project.traces.multiturn import conversation, problem, steps_messages
 from project.traces.steps import StepSample, split
@@ -113,6 +114,8 @@ def of_sample(sample: StepSample, dialect: Dialect, settings: Settings) -> Itera
         yield "summary_only", summary_only(sample, dialect)
     if sample.summary:
         yield "summary_prefix", summary_prefix(sample, dialect)
+        if sample.previous_summary:
+            yield "summary_prefix", folded_again(sample, dialect)
         yield "previous_turn", previous_turn(sample, dialect)
 
 
@@ -124,20 +127,37 @@ def summary_only(sample: StepSample, dialect: Dialect) -> Conversation:
 
 def summary_prefix(sample: StepSample, dialect: Dialect) -> Conversation:
     """Return context -> summary + target: the summary answers `<fold/>`, the target what a fold leaves."""
-    folded = [
+    messages = [*dialect.opening(sample.question), *_folded(sample, sample.context, dialect)]
+    return _sample_conversation("summary_prefix", sample, messages, dialect)
+
+
+def folded_again(sample: StepSample, dialect: Dialect) -> Conversation:
+    """Return (question, last summary), what came after it -> a new summary + target."""
+    messages = [*dialect.opening(sample.question, sample.previous_summary), *_folded(sample, _latest(sample), dialect)]
+    again = _sample_conversation("summary_prefix", sample, messages, dialect)
+    return replace(again, id=f"{again.id}/again")
+
+
+def _folded(sample: StepSample, context: Sequence[Step], dialect: Dialect) -> list[Message]:
+    """Return a context that is folded, and the next turn."""
+    return [
+        *_untrained(steps_messages(context, dialect)),
         Message("user", FOLD_REQUEST),
         dialect.write(Action(summary=sample.summary)),
         dialect.opening(sample.question, sample.summary)[-1],
+        _target(sample, dialect),
     ]
-    context = _untrained(steps_messages(sample.context, dialect))
-    messages = [*dialect.opening(sample.question), *context, *folded, _target(sample, dialect)]
-    return _sample_conversation("summary_prefix", sample, messages, dialect)
+
+
+def _latest(sample: StepSample) -> Sequence[Step]:
+    """Return what came after the result before the last one."""
+    ends = [number for number, step in enumerate(sample.context, 1) if step.type == "search_result"]
+    return sample.context[ends[-2] if len(ends) > 1 else 0 :]
 
 
 def previous_turn(sample: StepSample, dialect: Dialect) -> Conversation:
     """Return (question, last summary and search, what it found) -> a new summary and the target, one message each."""
-    ends = [number for number, step in enumerate(sample.context, 1) if step.type == "search_result"]
-    last, *found = _untrained(steps_messages(sample.context[ends[-2] if len(ends) > 1 else 0 :], dialect))
+    last, *found = _untrained(steps_messages(_latest(sample), dialect))
     if sample.previous_summary:
         last = _with_summary(last, sample.previous_summary, dialect)
     target = _with_summary(_target(sample, dialect), sample.summary, dialect)

@@ -1,5 +1,6 @@
 """The three training sets: valid conversations, the right messages trained, one split for all."""
 
+import asyncio
 import os
 import subprocess
 from dataclasses import replace
@@ -12,12 +13,13 @@ from trace_samples import TWO_HOPS, answer, result, search, think, trace, traces
 
 from project import streams
 from project.cli import main
-from project.dialects import get_dialect
+from project.dialects import Action, get_dialect
+from project.environment.search import EpisodeLimits, SearchEnvironment
 from project.files import read_records, read_rows
 from project.manifests import read_manifest
 from project.records import Conversation, Message, Question
 from project.streams import Made
-from project.traces.phases import PHASES, Settings, of_row, previous_turn, summary_only, summary_prefix
+from project.traces.phases import PHASES, Settings, folded_again, of_row, previous_turn, summary_only, summary_prefix
 from project.traces.split import group_of, place
 from project.traces.steps import split
 from project.traces.summaries import with_summary
@@ -64,6 +66,35 @@ def test_summary_prefix_trains_the_summary_and_the_target_only(dialect):
     assert written.parse(made.messages[5].content).summary == sample().summary
     assert made.messages[6:] == summary_only(sample(), written).messages[1:]
     assert Conversation.from_row(made.to_row()) == made
+
+
+@pytest.mark.parametrize("dialect", ["tags", "tools"])
+def test_a_second_fold_is_trained_from_what_a_rollout_then_shows(dialect):
+    """The environment's own messages, folding after each search: question and summary, search, results, request."""
+    written, second = get_dialect(dialect), with_summary(split(TWO_HOPS)[2])
+    first = sample()
+
+    class Tool:
+        async def search(self, queries, seed):
+            found = {one.context[-2].queries: one.context[-1] for one in (first, second)}
+            return [list(found[tuple(queries)].documents)]
+
+    question = Question("q", TWO_HOPS.question, TWO_HOPS.answers)
+    limits = EpisodeLimits(max_turns=8, fold_turns=1, context_tokens=10_000, result_tokens=1_000)
+    environment = SearchEnvironment(question, written, Tool(), limits, len)
+    shown = environment.opening()
+    for one in (first, second):
+        [turn] = [m for m in summary_prefix(one, written).messages if m.role == "assistant" and m.weight == 0][-1:]
+        action = Action(queries=one.context[-2].queries)
+        shown += [turn, *asyncio.run(environment.act(action, turn)), *environment.ask_for_summary()]
+        if one is second:
+            break
+        folded = written.write(Action(summary=one.summary))
+        shown = asyncio.run(environment.act(written.parse(folded.content), folded))
+    made = folded_again(second, written).messages
+    assert [(m.role, m.content) for m in made[: len(shown)]] == [(m.role, m.content) for m in shown]
+    assert made[len(shown) :] == summary_prefix(second, written).messages[-3:]
+    assert sum(m.role == "assistant" and m.weight > 0 for m in made) == 2
 
 
 @given(traces(finished=True), st.sampled_from(["tags", "tools"]))
