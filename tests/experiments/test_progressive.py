@@ -386,8 +386,11 @@ def test_the_predecessors_scripts(with_phases: Path) -> None:
     assert (with_phases / "out/1-multiturn/merged/config.json").is_file()
 
 
-def test_a_launcher_starts_each_phase(with_phases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
-    monkeypatch.setattr(progressive, "_call", lambda command, lock: calls.append(command) or 1)
-    assert run("--phases", "1", "--launcher", "torchrun --nproc_per_node 2") == 1
-    assert calls[0][:6] == ["torchrun", "--nproc_per_node", "2", "-m", "project", "fit"]
+@pytest.mark.slow
+def test_a_launcher_starts_each_phase_on_two_ranks(with_phases: Path) -> None:
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    words = ["--config", str(EXPERIMENTS / "strategies" / "ddp.yaml"), "--trainer.devices=2", "--data.micro_tokens=1200"]
+    assert run("--phases", "1", "--launcher", f"{torchrun} --nproc_per_node 2", *words) == 0
+    held = manifest(with_phases / "runs" / "debug-progressive")["phases"]["multiturn"]
+    assert held["command"][:3] == [torchrun, "--nproc_per_node", "2"]
+    assert (Path(held["hands_on"]["best"]["model"]) / "config.json").is_file()
