@@ -58,6 +58,7 @@ class SummaryDataModule(LightningDataModule):
         if stage != "test":
             raise InputError(f"SummaryDataModule is for seeker test, not seeker {stage}")
         found = read_records(self.data_files["test"], Conversation.from_row)
+        found = [one for one in found if not one.extra_info.get("again")]  # their context is not the whole one
         if self.answers_only:
             found = [one for one in found if one.extra_info.get("split_index") == one.extra_info.get("total_splits")]
         if not found:

@@ -10,7 +10,6 @@ from project.answers import normalise_answer
 from project.traces.summaries import sentences
 
 PARTS = ("think_summary", "information_summary")
-_INFORMATION = re.compile(r"<information_summary>(.*?)(?:</information_summary>|$)", re.DOTALL)
 _TAG = re.compile(r"</?\w+>")
 _NUMBER_OR_NAME = re.compile(r"\d+(?:[.,]\d+)*|\b[^\W\d_][\w'’-]*")
 
@@ -48,14 +47,14 @@ def score_summary(
     }
 
 
-def quoted(summary: str, context: Sequence[str]) -> float:
-    """Return the share of the information's sentences that stand in the context; NaN without a sentence.
+def quoted(summary: str, context: Sequence[str], parts: Sequence[str] = PARTS[1:]) -> float:
+    """Return the share of the sentences of a summary's parts, its information, that stand in the context; NaN without one.
 
     >>> quoted("<information_summary>Oslo: It is cold. It is big.</information_summary>", ["It is cold."])
     0.5
     """
-    found = _INFORMATION.search(summary)
-    said = [sentence for line in (found[1] if found else "").splitlines() for sentence in sentences(line)]
+    texts = [text for part in parts for text in re.findall(rf"<{part}>(.*?)(?:</{part}>|$)", summary, re.DOTALL)[:1]]
+    said = [sentence for text in texts for line in text.splitlines() for sentence in sentences(line)]
     held = [_squeezed(text) for text in context]
     forms = [(_squeezed(sentence), _squeezed(sentence.partition(": ")[2])) for sentence in said]
     hits = [any(form and form in text for form in both for text in held) for both in forms]

@@ -209,6 +209,15 @@ def check_weights(module: Any, file: Path) -> dict[str, Any]:  # noqa: ANN401 - 
     return held
 
 
+def trained_lora(file: Path) -> str:
+    """Return how the adapter of a checkpoint is written in it; empty where it cannot be read or has none."""
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return ""
+    return str(held.get(OPTIMIZER_SETTINGS, {}).get("lora", ""))
+
+
 def frozen_state(module: nn.Module) -> dict[str, Tensor]:
     """Return the entries of a module's state that training leaves alone: checkpoints need not hold what `model_path` holds."""
     state = module.state_dict(keep_vars=True)

@@ -238,14 +238,18 @@ class SFT(AdapterCheckpoint, LightningModule):
         last = last_checkpoint(trainer)
         self._export(folder)
         hands_on = {"last": HandedOn(str(folder), last, trainer.global_step, measured(trainer) or self._measured)}
+        self._note(hands_on)
         if (best := best_checkpoint(trainer)) is not None:
             folder = folder.with_name(f"{folder.name}_best")
             load_weights(self, best)
             self._export(folder)
             held = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
-            hands_on["best"] = HandedOn(str(folder), str(best), held["global_step"], held[MEASURED])
-        if trainer.is_global_zero:
-            write_hand_over(Path(trainer.default_root_dir), hands_on)
+            hands_on["best"] = HandedOn(str(folder), str(best), held["global_step"], held.get(MEASURED, {}))
+            self._note(hands_on)
+
+    def _note(self, hands_on: Mapping[str, HandedOn]) -> None:
+        if self.trainer.is_global_zero:
+            write_hand_over(Path(self.trainer.default_root_dir), hands_on)
 
     def _export(self, folder: Path) -> None:
         assert self.policy is not None
@@ -261,7 +265,7 @@ def refuse_float16(is_scaled: bool) -> None:
 def best_checkpoint(trainer: Any) -> Path | None:  # noqa: ANN401 - Lightning's own
     """Return the checkpoint that was best by the metric that a `ModelCheckpoint` monitors; None where none does."""
     monitored = (one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None) and one.best_model_path)
-    return next((Path(one.best_model_path) for one in monitored), None)
+    return next((path for one in monitored if (path := Path(one.best_model_path)).is_file()), None)
 
 
 def last_checkpoint(trainer: Any) -> str | None:  # noqa: ANN401 - Lightning's own

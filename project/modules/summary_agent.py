@@ -141,8 +141,7 @@ class SummaryAgent(SearchAgent):
         fits = {name: prompt for name, prompt in prompts.items() if prompt and len(prompt) <= room}
         turns = await asyncio.gather(*(self._turn(p, self.limits.turn_tokens, next(numbers)) for p in fits.values()))
         texts = dict(zip(fits, turns, strict=True))
-        earlier = folded.opening[-1:] if "<summary>" in folded.opening[-1].content else ()
-        context = [message.content for message in (*earlier, *folded.context)]
+        context = [message.content for message in folded.context]
         tokens = len(self.renderer.encode(summary)), len(self.renderer.encode("\n".join(context)))
         scores = score_summary(summary, context, one.question, one.answers, folded.reference, tokens)
         for name in FROM:

@@ -7,6 +7,7 @@ that are left are checked. Run again, finished phases are left alone, and an int
 from __future__ import annotations
 
 import fcntl
+import os
 import shlex
 import signal
 import subprocess
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from project.errors import InputError, SeekerError, TrainingError
+from project.modules.hand_over import HAND_OVER, read_hand_over
 from project.progressive import forgetting
-from project.progressive.pipeline import Adapter, Phase, Pipeline, Weights, choose, load, started_from
+from project.progressive.pipeline import Adapter, Phase, Pipeline, Weights, choose, load, refuse_models, started_from
 from project.runtime import prepare_process
 
 LOCK = ".lock"
+ROUNDED = "would be rounded to NF4 anew, which loses most of what its adapter has learnt"
 
 
 def progressive(
@@ -60,6 +63,7 @@ def progressive(
     if from_ is not None:
         started_from(pipeline, chosen[0], from_)
         chosen = choose(pipeline.phases, phases)
+    refuse_models(overrides, pipeline.phases)
     _check_started(pipeline, chosen)
     left = [phase for phase in chosen if not pipeline.is_finished(phase)]
     if not left:
@@ -83,6 +87,8 @@ def progressive(
             with forgetting.tracked(pipeline, config[0]):
                 for phase in chosen:
                     _run(pipeline, phase, lock)
+        except BrokenPipeError:
+            raise
         except (OSError, MlflowException) as error:
             raise TrainingError(
                 f"{pipeline.name}: {pipeline.folder} or the tracking store cannot be written ({error}); make room and run the "
@@ -158,21 +164,33 @@ def _check_start(pipeline: Pipeline, phase: Phase, configs: Mapping[str, Any]) -
     model = config.model.init_args
     if config.get("ckpt_path") is not None:
         raise InputError(f"ckpt_path={config.ckpt_path} in a config layer is set by the pipeline itself; leave it out")
+    lora = model.get("lora")
+    if isinstance(phase.start_from, Path) and lora is not None and lora.nf4 and _was_nf4(phase.start_from):
+        raise InputError(f"model.lora.nf4: {phase.start_from} {ROUNDED}; give the checkpoint beside it")
     if not isinstance(phase.start_from, str):
         return
     if model.get("start_from") is not None:
         raise InputError(f"model.start_from={model.start_from} in a config layer: the phase starts from '{phase.start_from}'")
-    lora = model.get("lora")
-    if phase.adapter == "merged" and lora is not None and lora.nf4:
-        raise InputError(
-            "model.lora.nf4: merged weights would be rounded to NF4 anew, which loses most of what an adapter has learnt; give "
-            "--adapter continued"
-        )
     before = configs[phase.start_from].model.init_args.get("lora")
+    if phase.adapter == "merged" and lora is not None and lora.nf4 and before is not None and before.nf4:
+        raise InputError(f"model.lora.nf4: what '{phase.start_from}' merges {ROUNDED}; give --adapter continued")
     if phase.adapter == "continued" and lora != before:
         raise InputError(
             f"model.lora={lora} goes on with the adapter of '{phase.start_from}', which is {before}; give the same"
         )
+
+
+def _was_nf4(model: Path) -> bool:
+    """Return whether a model folder was merged of a base in NF4."""
+    from project.modules.adapter_checkpoint import trained_lora
+
+    if not (model.parent / HAND_OVER).is_file():
+        return False
+    return any(
+        "nf4=True" in trained_lora(Path(one.checkpoint))
+        for one in read_hand_over(model.parent / HAND_OVER).values()
+        if one.checkpoint
+    )
 
 
 def _check_checkpoints(pipeline: Pipeline, phase: Phase, trainer: Any) -> None:  # noqa: ANN401 - a namespace
@@ -255,15 +273,21 @@ def _failure(pipeline: Pipeline, phase: Phase, status: int) -> SeekerError:
 def _call(command: Sequence[str], lock: int) -> int:
     """Run a command to its end. It inherits the lock, so that it holds the pipeline even if this process is killed."""
     stopped: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _: object) -> None:
         stopped.append(number)
-        process.send_signal(number)  # the training saves what it has and ends
+        if process is not None:
+            process.send_signal(_asked(number))  # the training saves what it has and ends
 
-    # In a session of its own it hears of Ctrl-C once, from here, and not from the terminal too: a second one ends it unsaved.
-    process = subprocess.Popen(command, pass_fds=(lock,), start_new_session=True)
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        # In a session of its own it hears of Ctrl-C once, from here, and not from the terminal too: a second ends it unsaved.
+        process = subprocess.Popen(command, pass_fds=(lock,), start_new_session=True)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(process.pid).encode(), 0)
+        for number in stopped[:1]:
+            process.send_signal(_asked(number))
         status = process.wait()
     finally:
         for number, handler in before.items():
@@ -273,15 +297,22 @@ def _call(command: Sequence[str], lock: int) -> int:
     return status
 
 
+def _asked(number: int) -> int:
+    """Return the signal by which a training is asked to stop: a terminal that closes is no reason to lose anything."""
+    return signal.SIGTERM if number == signal.SIGHUP else number
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
     """Hold the pipeline's folder for one run at a time; gives the lock's file descriptor."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as handle:
+    with (folder / LOCK).open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"the pipeline in {folder} is running already; wait for it, or stop it first") from error
+            handle.seek(0)
+            which = f" (process {pid})" if (pid := handle.read().strip()) else ""
+            raise InputError(f"the pipeline in {folder} is running already{which}; wait for it, or stop it first") from error
         yield handle.fileno()
 
 

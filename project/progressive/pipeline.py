@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -193,8 +194,9 @@ class Pipeline:
 
     def digest(self, phase: Phase) -> str:
         """Return a fingerprint of the settings that decide what a phase trains, those of the phases before it too."""
-        before = self.digest(self.phase(phase.start_from)) if isinstance(phase.start_from, str) else str(phase.start_from)
-        start = [before, phase.weights, phase.adapter]
+        start = [str(phase.start_from)]
+        if isinstance(phase.start_from, str):
+            start = [self.digest(self.phase(phase.start_from)), phase.weights, phase.adapter]
         layers = [file_digest(path) for path in phase.config]
         settings = json.dumps([layers, start, phase.overrides])
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
@@ -258,6 +260,8 @@ def load(
     path = files[0]
     if launcher is not None and not launcher.split():
         raise InputError("--launcher is empty; give the words that start a phase, such as 'torchrun --nproc_per_node 8'")
+    if launcher is not None and shutil.which(launcher.split()[0]) is None:
+        raise InputError(f"--launcher: there is no command '{launcher.split()[0]}' here; give its path")
     if not path.is_file():
         raise InputError(f"--config {path} does not exist; experiments/summary/ holds the pipelines that come with Seeker")
     settings = read_yaml(path)
@@ -360,6 +364,18 @@ def _refuse_reserved(key: str, where: str) -> None:
 # --- the command line ----------------------------------------------------------------------------------------------------
 
 
+def refuse_models(words: Sequence[str], phases: Sequence[Phase]) -> None:
+    """Refuse a model for one phase that starts from another phase's.
+
+    Raises:
+        InputError: there is one.
+    """
+    for key, value in _pairs(words):
+        found = PHASE_OPTION.fullmatch(key)
+        if found and isinstance(start := phases[int(found[1]) - 1].start_from, str):
+            _refuse_model(((found[2], value),), start, f"--phase{found[1]}")
+
+
 def split_overrides(words: Sequence[str], phases: Sequence[Phase]) -> dict[int, Options]:
     """Return the overrides of each phase, by its number: those of all, then its own.
 
@@ -375,9 +391,6 @@ def split_overrides(words: Sequence[str], phases: Sequence[Phase]) -> dict[int, 
         if found and int(found[1]) not in own:
             raise InputError(f"--{key}: there is no phase {found[1]}; the pipeline has {len(phases)}")
         (own[int(found[1])] if found else shared).append((name, value))
-    for phase in phases:
-        start = phase.start_from if isinstance(phase.start_from, str) else None
-        _refuse_model(tuple(own[phase.number]), start, f"--phase{phase.number}")
     return {number: (*shared, *found) for number, found in own.items()}
 
 

@@ -3,7 +3,8 @@
 - `multiturn`: the whole trace; every turn is trained.
 - `summary_only`: the question and a summary of what was read -> the next turn. It is what the agent sees after a fold.
 - `summary_prefix`: question and turns so far (weight 0), `<fold/>` -> the summary; the question with it -> the next turn. After
-  the first result also from the summary before: question with it, the last search and result, as when an agent folds again.
+  the first result also from the summary before: question with it, the last search and result, as when an agent folds again;
+  where the new summary says only what these show.
 - `previous_turn`: question, the agent's last summary and search (weight 0), what it found -> a new summary and the next turn.
 
 Traces get extractive summaries (`summaries.py`); samples bring their own, a teacher's for example. Both give the same sets
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Literal
 
 from project.dialects import FOLD_REQUEST, Action, Dialect, get_dialect
+from project.evaluation.summaries import PARTS, quoted
 from project.records import Conversation, DialectName, Message, Row, Step, Trace, with_weight
 from project.streams import Made, as_paths, each, print_counts, run
 from project.traces.multiturn import conversation, problem, steps_messages
 from project.traces.steps import StepSample, split
-from project.traces.summaries import MAX_WORDS, check_max_words, with_summary
+from project.traces.summaries import MAX_WORDS, check_max_words, context_texts, with_summary
 from project.traces.table import parse_trace
 
 PHASES = ("multiturn", "summary_only", "summary_prefix", "previous_turn")
@@ -114,7 +116,7 @@ def of_sample(sample: StepSample, dialect: Dialect, settings: Settings) -> Itera
         yield "summary_only", summary_only(sample, dialect)
     if sample.summary:
         yield "summary_prefix", summary_prefix(sample, dialect)
-        if sample.previous_summary:
+        if _says_only(sample.summary, [sample.previous_summary, *context_texts(_latest(sample))]):
             yield "summary_prefix", folded_again(sample, dialect)
         yield "previous_turn", previous_turn(sample, dialect)
 
@@ -135,7 +137,12 @@ def folded_again(sample: StepSample, dialect: Dialect) -> Conversation:
     """Return (question, last summary), what came after it -> a new summary + target."""
     messages = [*dialect.opening(sample.question, sample.previous_summary), *_folded(sample, _latest(sample), dialect)]
     again = _sample_conversation("summary_prefix", sample, messages, dialect)
-    return replace(again, id=f"{again.id}/again")
+    return replace(again, id=f"{again.id}/again", extra_info=again.extra_info | {"again": True})
+
+
+def _says_only(summary: str, shown: Sequence[str]) -> bool:
+    """Return whether each sentence of a summary stands in what is shown, the first of which is the summary before."""
+    return bool(shown[0]) and quoted(summary, shown, PARTS) == 1
 
 
 def _folded(sample: StepSample, context: Sequence[Step], dialect: Dialect) -> list[Message]:

@@ -106,11 +106,13 @@ class TrackRun(Callback):
 
     def _track_checkpoints(self, trainer: Trainer) -> None:
         logger = _logger(trainer)
-        callback = trainer.checkpoint_callback
-        if logger is None or not isinstance(callback, ModelCheckpoint):
+        kept = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+        if logger is None or not kept:
             return
-        for name, path in {"best": callback.best_model_path, "last": callback.last_model_path}.items():
-            if path:
+        last = next((one.last_model_path for one in kept if one.last_model_path), f"{kept[0].dirpath}/last.ckpt")
+        best = next((one.best_model_path for one in kept if one.monitor), kept[0].best_model_path)
+        for name, path in {"best": best, "last": last}.items():
+            if path and Path(path).is_file():
                 logger.experiment.set_tag(logger.run_id, f"checkpoint.{name}", str(path))
 
 

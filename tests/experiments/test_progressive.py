@@ -180,6 +180,18 @@ def test_every_pipeline_is_planned(path: Path, with_phases: Path, capsys: pytest
         assert all(f"_file: data/summary/sets/{name}_" in phase or f"{name}: data" in phase for name in PHASES), phase
 
 
+def test_the_layer_for_nf4_is_planned_as_it_says(with_phases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("data/summary").symlink_to(with_phases / "data/debug")
+    layer = EXPERIMENTS / "summary" / "layers" / "qwen2.5_7b.yaml"
+    words = [
+        word for line in layer.read_text().splitlines() for word in line.lstrip("# ").split() if line.startswith("#     --")
+    ]
+    words += ["--model.model_path=tiny-random", "--trainer.accumulate_grad_batches=1", "--trainer.accelerator=cpu", "--dry_run"]
+    pipeline = str(EXPERIMENTS / "summary" / "progressive.yaml")
+    assert main(["progressive", "--config", pipeline, "--config", str(layer), *words]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.count("its adapter goes on") == 2
+
+
 def test_overrides_are_split_by_phase_and_keep_their_order() -> None:
     words = ["--a+", "1", "--phase1.a.b=2", "--a.x=d=e", "--a+=3"]
     shared = (("a+", "1"), ("a.x", "d=e"), ("a+", "3"))
@@ -221,6 +233,7 @@ def test_more_layers_go_over_those_of_each_phase(with_phases: Path) -> None:
         ("{name: x, phases: [{name: a, config: PHASE}]}", ["stray"], "unrecognized arguments: stray"),
         ("{name: x, phases: [{name: a, config: PHASE}]}", ["--x=1", "stray"], "'stray' is no option of seeker progressive"),
         ("{name: x, phases: [{name: a, config: PHASE}]}", ["--launcher="], "--launcher is empty"),
+        ("{name: x, phases: [{name: a, config: PHASE}]}", ["--launcher=torchrunn -x"], "there is no command 'torchrunn' here"),
         ("{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}", ["--phases", "b"], "which is not finished"),
         ("{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}", [], "monitors nothing"),
         (
@@ -231,7 +244,7 @@ def test_more_layers_go_over_those_of_each_phase(with_phases: Path) -> None:
         (
             "{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}",
             ["--weights=last", "--model.lora.nf4=true"],
-            "merged weights would be rounded to NF4 anew",
+            "would be rounded to NF4 anew",
         ),
         (
             "{name: x, phases: [{name: a, config: PHASE}, {name: b, config: PHASE}]}",
@@ -336,7 +349,7 @@ def test_changed_data_are_noticed(with_phases: Path, in_process: list[list[str]]
     assert run("--phases", "1") == 0
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1), (signal.SIGHUP, 129)])
 def test_a_signal_reaches_the_training_which_saves(number: int, status: int, with_phases: Path) -> None:
     """Sent to the pipeline's process alone; the same command goes on."""
     words = ["progressive", "--config", str(DEBUG), "--phases", "1", "--trainer.max_epochs", "400"]

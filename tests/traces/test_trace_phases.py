@@ -13,13 +13,13 @@ from trace_samples import TWO_HOPS, answer, result, search, think, trace, traces
 
 from project import streams
 from project.cli import main
-from project.dialects import Action, get_dialect
+from project.dialects import Action, get_dialect, write_summary
 from project.environment.search import EpisodeLimits, SearchEnvironment
 from project.files import read_records, read_rows
 from project.manifests import read_manifest
 from project.records import Conversation, Message, Question
 from project.streams import Made
-from project.traces.phases import PHASES, Settings, folded_again, of_row, previous_turn, summary_only, summary_prefix
+from project.traces.phases import PHASES, Settings, folded_again, of_row, of_sample, previous_turn, summary_only, summary_prefix
 from project.traces.split import group_of, place
 from project.traces.steps import split
 from project.traces.summaries import with_summary
@@ -95,6 +95,14 @@ def test_a_second_fold_is_trained_from_what_a_rollout_then_shows(dialect):
     assert [(m.role, m.content) for m in made[: len(shown)]] == [(m.role, m.content) for m in shown]
     assert made[len(shown) :] == summary_prefix(second, written).messages[-3:]
     assert sum(m.role == "assistant" and m.weight > 0 for m in made) == 2
+
+
+def test_a_second_fold_is_trained_only_where_its_summary_can_be_written_from_what_is_shown():
+    second = with_summary(split(TWO_HOPS)[2])
+    names = {one.id for _, one in of_sample(second, get_dialect("tags"), Settings())}
+    assert {name for name in names if name.endswith("/again")} == {f"summary_prefix:{second.id}/again"}
+    forgot = replace(second, previous_summary=write_summary(TWO_HOPS.question, "I need the country first.", "Nothing yet."))
+    assert not [one for _, one in of_sample(forgot, get_dialect("tags"), Settings()) if one.id.endswith("/again")]
 
 
 @given(traces(finished=True), st.sampled_from(["tags", "tools"]))
