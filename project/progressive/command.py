@@ -69,7 +69,7 @@ def progressive(
     if not left:
         sys.stdout.write(f"{pipeline.name}: already done; {_models(pipeline, chosen)}\n")
         return
-    _resolve(pipeline)
+    _resolve(pipeline, chosen)
     if dry_run:
         for phase in left:
             with _at(phase, pipeline):
@@ -125,7 +125,7 @@ def _check_started(pipeline: Pipeline, chosen: Sequence[Phase]) -> None:
         raise InputError(f"phase '{phase.name}' was trained in {pipeline.phase_folder(phase)} {what} or remove that folder")
 
 
-def _resolve(pipeline: Pipeline) -> None:
+def _resolve(pipeline: Pipeline, chosen: Sequence[Phase]) -> None:
     """Have each phase validate on the others' validation files too, which it may forget, and note its base."""
     from project.lightning_cli import resolved
 
@@ -139,8 +139,10 @@ def _resolve(pipeline: Pipeline) -> None:
     pipeline.sets = forgetting.own_sets(files)
     for phase in pipeline.phases:
         own = pipeline.sets.get(phase.name)
-        with _at(phase, pipeline):
-            _check_start(pipeline, phase, configs)
+        if phase in chosen:
+            with _at(phase, pipeline):
+                _check_start(phase, configs)
+            _check_checkpoints(pipeline, phase, configs[phase.name].trainer)
         pipeline.data_files[phase.name] = _files(data[phase.name])
         pipeline.bases[phase.name] = configs[phase.name].model.init_args.get("model_path")
         if own is None or "also_validate" not in data[phase.name]:
@@ -148,7 +150,6 @@ def _resolve(pipeline: Pipeline) -> None:
         given = {name: str(path) for name, path in (data[phase.name].also_validate or {}).items()}
         others = {name: files[name] for name in dict.fromkeys(pipeline.sets.values()) if name != own}
         pipeline.also_validate[phase.name] = others | given
-        _check_checkpoints(pipeline, phase, configs[phase.name].trainer)
 
 
 def _files(data: Any) -> list[str]:  # noqa: ANN401 - a namespace
@@ -158,7 +159,7 @@ def _files(data: Any) -> list[str]:  # noqa: ANN401 - a namespace
     return [str(Path(name).resolve()) for name in names if Path(name).is_file()]
 
 
-def _check_start(pipeline: Pipeline, phase: Phase, configs: Mapping[str, Any]) -> None:
+def _check_start(phase: Phase, configs: Mapping[str, Any]) -> None:
     """Refuse a start that would not be what the pipeline hands on."""
     config = configs[phase.name]
     model = config.model.init_args

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from project.progressive.pipeline import MANIFEST, Pipeline
 from project.tracking.provenance import git_tags, version_tags
-from project.tracking.store import artifact_location, client, opening_store
+from project.tracking.store import client, experiment_id
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -72,11 +72,8 @@ def tracked(pipeline: Pipeline, file: Path) -> Iterator[None]:
 
 
 def _new_run(of: MlflowClient, pipeline: Pipeline) -> str:
-    with opening_store():
-        experiment = of.get_experiment_by_name(EXPERIMENT)
-        found = experiment.experiment_id if experiment else of.create_experiment(EXPERIMENT, artifact_location())
     tags = {"seeker.verb": "progressive", "seeker.folder": str(pipeline.folder), **git_tags(), **version_tags()}
-    return str(of.create_run(found, run_name=pipeline.name, tags=tags).info.run_id)
+    return str(of.create_run(experiment_id(EXPERIMENT), run_name=pipeline.name, tags=tags).info.run_id)
 
 
 def record(pipeline: Pipeline) -> None:

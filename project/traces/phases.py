@@ -25,7 +25,7 @@ from project.records import Conversation, DialectName, Message, Row, Step, Trace
 from project.streams import Made, as_paths, each, print_counts, run
 from project.traces.multiturn import conversation, problem, steps_messages
 from project.traces.steps import StepSample, split
-from project.traces.summaries import MAX_WORDS, check_max_words, context_texts, with_summary
+from project.traces.summaries import MAX_WORDS, check_max_words, context_before, context_texts, with_summary
 from project.traces.table import parse_trace
 
 PHASES = ("multiturn", "summary_only", "summary_prefix", "previous_turn")
@@ -158,8 +158,7 @@ def _folded(sample: StepSample, context: Sequence[Step], dialect: Dialect) -> li
 
 def _latest(sample: StepSample) -> Sequence[Step]:
     """Return what came after the result before the last one."""
-    ends = [number for number, step in enumerate(sample.context, 1) if step.type == "search_result"]
-    return sample.context[ends[-2] if len(ends) > 1 else 0 :]
+    return sample.context[len(context_before(sample.context)) :]
 
 
 def previous_turn(sample: StepSample, dialect: Dialect) -> Conversation:

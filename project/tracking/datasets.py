@@ -12,7 +12,7 @@ from project.files import file_digest
 from project.manifests import manifest_of
 from project.records import Row
 from project.tracking.provenance import git_tags, version_tags
-from project.tracking.store import MANIFESTS, MAX_PARAM, artifact_location, client, opening_store
+from project.tracking.store import MANIFESTS, MAX_PARAM, client, experiment_id
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -55,10 +55,9 @@ def log_made(program: str, outputs: Mapping[str, Path], parameters: Row, counts:
     from mlflow.entities import Metric, Param, RunTag
 
     store, now = client(), int(time.time() * 1000)
-    with opening_store():
-        found = store.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else store.create_experiment(EXPERIMENT, artifact_location())
-    run = store.create_run(experiment, start_time=now - int(seconds * 1000), run_name=program.removeprefix("seeker "))
+    run = store.create_run(
+        experiment_id(EXPERIMENT), start_time=now - int(seconds * 1000), run_name=program.removeprefix("seeker ")
+    )
     tags = {"seeker.verb": program, **git_tags(), **version_tags()}
     texts = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in parameters.items()

@@ -108,6 +108,14 @@ def opening_store() -> Iterator[None]:
         os.close(folder)
 
 
+def experiment_id(name: str) -> str:
+    """Return the id of an experiment, made where it is not there."""
+    of = client()
+    with opening_store():
+        found = of.get_experiment_by_name(name)
+        return str(found.experiment_id if found else of.create_experiment(name, artifact_location()))
+
+
 def quiet() -> None:
     """Keep MLflow's database migrations and hints off the terminal."""
     for name in ("alembic", "mlflow.store", "mlflow.tracking"):

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from project.cli import main
+from project.modules.adapter_checkpoint import OPTIMIZER_SETTINGS
+from project.modules.hand_over import HandedOn, write_hand_over
+from project.modules.policy import LoRA
 from project.progressive import command as progressive
 from project.progressive.pipeline import Pipeline, load, options, split_overrides
 from project.tracking.store import all_runs, find_run, metric_curve, run_metrics
@@ -140,6 +144,18 @@ def test_from_what_cannot_be_gone_on_with(
         assert message in error, words
         assert "Traceback" not in error
         assert not (with_phases / "elsewhere" / "2-summary_only" / "merged").exists()
+
+
+def test_a_folder_merged_of_nf4_is_not_quantised_again(with_phases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = with_phases / "qlora" / "merged"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    file = with_phases / "qlora" / "last.ckpt"
+    for nf4 in (True, False):
+        torch.save({OPTIMIZER_SETTINGS: {"lora": repr(LoRA(nf4=nf4))}}, file)
+        write_hand_over(model.parent, {"last": HandedOn(str(model), str(file), 1)})
+        assert run("--phases", "2", "--from", str(model), "--model.lora.nf4=true") == 2
+        assert ("would be rounded to NF4 anew" in capsys.readouterr().err) is nf4
 
 
 def test_overrides_of_all_phases_and_of_one(with_phases: Path, capsys: pytest.CaptureFixture[str]) -> None:
