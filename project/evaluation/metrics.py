@@ -1,24 +1,43 @@
-"""Metrics of one episode, and their means over many with a 95 % confidence interval."""
+"""Metrics of one episode, and their means over many with a 95 % confidence interval that resamples groups."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
 
-from project.answers import cover_exact_match, exact_match, token_f1
+from project.answers import REFUSALS, cover_exact_match, exact_match, normalise_answer, token_f1
 from project.records import Episode, FinishReason
-from project.rewards.terms import did_search, evidence_recall
+from project.rewards.terms import did_search, evidence_recall, repeats
 
 RESAMPLES = 2000
+BLOCK = 100
+"""Resamples that are drawn at once: 8 MB of numbers for 10,000 questions."""
 Z = 1.959964
 """Two-sided 95 % point of the normal distribution."""
+SHARES = frozenset({
+    "em", "cover_em", "decision_accuracy", "verdict", "supported", "abstained", "refused_wrongly",
+    "answered_without_evidence", "summarised", "answer_kept",
+})  # fmt: skip
+"""Metrics that are yes or no for each question."""
+SCORES = (
+    "em", "f1", "cover_em", "verdict", "supported", "decision_accuracy", "search_probability", "searches",
+    "repeated_queries", "evidence_recall", "evidence_precision", "answered_without_evidence", "abstained",
+    "refused_wrongly", "reward", "turns", "contexts", "read_tokens", "generated_tokens", "peak_context", "history_tokens",
+    *(f"finish_{reason}" for reason in FinishReason),
+)  # fmt: skip
+"""What `score_episode` returns, in this order."""
+Numbers = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean over n questions with its 95 % interval."""
 
     mean: float
@@ -27,32 +46,81 @@ class Estimate:
     n: int
 
 
-def score_episode(episode: Episode, reward: Callable[[Episode], dict[str, float]]) -> dict[str, float]:
-    """Return the metrics of one episode; NaN where one does not apply (no evidence known, search need not known)."""
+def score_episode(
+    episode: Episode, reward: Callable[[Episode], dict[str, float]], search_probability: float = math.nan
+) -> dict[str, float]:
+    """Return the metrics of one episode; NaN where one does not apply (no evidence known, no judge asked).
+
+    Of those that do not speak for themselves:
+
+    - `evidence_precision`: share of the passages shown that are evidence;
+    - `answered_without_evidence`: it answered, no refusal, though nothing shown was evidence (hallucination);
+    - `abstained`: it refused a question that the corpus cannot answer; `refused_wrongly`: one that it can;
+    - `read_tokens`: tokens that were put before it, prompts included; `peak_context`: of its longest context, in tokens;
+    - `history_tokens`: what that would have been without folding: all that was said but the summaries.
+    """
     question, searched = episode.question, did_search(episode)
-    needs = question.needs_search
+    needs, refused = question.needs_search, is_refusal(episode.answer)
+    shown, gold = set(episode.retrieved), set(question.evidence)
+    missed = bool(gold) and needs is not False and not gold & shown
     scores = {
         "em": exact_match(episode.answer, question.answers),
         "f1": token_f1(episode.answer, question.answers),
         "cover_em": cover_exact_match(episode.answer, question.answers),
+        "verdict": _or_nan(episode.verdict),
+        "supported": _or_nan(episode.supported),
         "decision_accuracy": math.nan if needs is None else float(searched == needs),
+        "search_probability": search_probability,
         "searches": float(len(episode.queries)),
-        "evidence_recall": evidence_recall(episode) if question.evidence else math.nan,
+        "repeated_queries": float(repeats(episode.queries)),
+        "evidence_recall": evidence_recall(episode) if gold else math.nan,
+        "evidence_precision": len(gold & shown) / len(shown) if gold and shown else math.nan,
+        "answered_without_evidence": float(episode.answer is not None and not refused) if missed else math.nan,
+        "abstained": math.nan if question.answers else float(refused),
+        "refused_wrongly": float(refused) if question.answers else math.nan,
         "reward": reward(episode)["total"],
+        "turns": float(len(episode.turns)),
         "contexts": float(episode.contexts),
+        "read_tokens": float(sum(len(turn.context_ids) for turn in episode.turns)),
         "generated_tokens": float(episode.generated_tokens),
     }
-    judged = {"verdict": episode.verdict, "supported": episode.supported}
-    scores |= {name: said for name, said in judged.items() if said is not None}
-    return scores | {f"finish_{reason}": float(episode.finish is reason) for reason in FinishReason}
+    return scores | _context_lengths(episode) | {f"finish_{reason}": float(episode.finish is reason) for reason in FinishReason}
+
+
+def is_refusal(answer: str | None) -> bool:
+    """Return whether an answer says that the corpus does not hold one."""
+    return answer is not None and normalise_answer(answer) in REFUSALS
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _context_lengths(episode: Episode) -> dict[str, float]:
+    """Return the tokens of the longest context, and of a history that was never folded."""
+    length = peak = history = 0
+    turns = episode.turns
+    for number, turn in enumerate(turns):
+        said = len(turn.context_ids) + len(turn.ids)
+        length = said if turn.fresh else length + said
+        peak = max(peak, length)
+        is_summary = number + 1 < len(turns) and turns[number + 1].fresh
+        history += (0 if turn.fresh and number else len(turn.context_ids)) + (0 if is_summary else len(turn.ids))
+    return {"peak_context": float(peak), "history_tokens": float(history)}
 
 
 def is_share(metric: str) -> bool:
-    """Return whether a metric of `score_episode` is yes or no for each episode, so that its mean is a share."""
-    return metric in ("em", "cover_em", "decision_accuracy", "verdict", "supported") or metric.startswith("finish_")
+    """Return whether a metric is yes or no for each question, so that its mean is a share."""
+    return metric in SHARES or metric.startswith(("finish_", "pass_at_")) or metric.endswith(("_em", "_action"))
 
 
-def estimate(values: Sequence[float], *, share: bool = False, groups: Sequence[str] | None = None, seed: int = 0) -> Estimate:
+def estimate(
+    values: Sequence[float] | Numbers,
+    *,
+    share: bool = False,
+    groups: Sequence[str] | Numbers | None = None,
+    seed: int = 0,
+) -> Estimate:
     """Return the mean of the values that are not NaN and its 95 % interval; all NaN for none.
 
     Args:
@@ -60,29 +128,88 @@ def estimate(values: Sequence[float], *, share: bool = False, groups: Sequence[s
         share: the values are 0 or 1; the interval is Wilson's (1927), which stays honest at 0 of n. Else it is the
             percentile bootstrap's, which has no width where the values do not vary.
         groups: one a value; values of a group hang together (the samples of a trace), and groups are resampled in place of
-            values. The interval is the bootstrap's then, unless all values are 0 or all 1: then Wilson's over the groups.
+            values. Where groups have several values the interval is the bootstrap's, unless all values are 0 or all 1: then
+            Wilson's over the groups.
         seed: of the bootstrap.
     """
-    known = np.asarray([v for v in values if not math.isnan(v)])
+    all_values = np.asarray(values, dtype=np.float64)
+    is_known = ~np.isnan(all_values)
+    known = all_values[is_known]
     if not len(known):
         return Estimate(math.nan, math.nan, math.nan, 0)
     mean, n = float(known.mean()), len(known)
-    owners = range(len(values)) if groups is None else groups
-    _, of_group = np.unique([o for o, v in zip(owners, values, strict=True) if not math.isnan(v)], return_inverse=True)
-    if share and (groups is None or mean in (0.0, 1.0)):
-        m = int(of_group.max()) + 1
-        centre, spread = mean + Z**2 / (2 * m), Z * math.sqrt(mean * (1 - mean) / m + Z**2 / (4 * m**2))
-        return Estimate(mean, max(0.0, (centre - spread) / (1 + Z**2 / m)), min(1.0, (centre + spread) / (1 + Z**2 / m)), n)
-    sums, sizes = np.bincount(of_group, weights=known), np.bincount(of_group)
-    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    low, high = np.quantile(sums[draws].sum(1) / sizes[draws].sum(1), [0.025, 0.975])
-    return Estimate(mean, float(low), float(high), n)
+    numbers = np.arange(len(all_values)) if groups is None else group_numbers(groups)
+    found, of_group = np.unique(numbers[is_known], return_inverse=True)
+    if share and (len(found) == n or mean in (0.0, 1.0)):
+        return Estimate(mean, *_wilson(mean, len(found)), n)
+    sums, sizes = np.bincount(of_group, weights=known), np.bincount(of_group).astype(np.float64)
+    means = np.concatenate([counts @ sums / (counts @ sizes) for counts in resamples(len(sums), seed)])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(mean, min(float(low), mean), max(float(high), mean), n)
 
 
-def binary_scores(predicted: Sequence[bool], gold: Sequence[bool]) -> dict[str, float]:
-    """Return precision, recall and F1 of `True`, and the accuracy of always giving the commoner class."""
-    hits = sum(p and g for p, g in zip(predicted, gold, strict=True))
-    precision, recall = hits / max(1, sum(predicted)), hits / max(1, sum(gold))
-    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    share = sum(gold) / max(1, len(gold))
-    return {"precision": precision, "recall": recall, "f1": f1, "majority": max(share, 1 - share)}
+def _wilson(mean: float, n: int) -> tuple[float, float]:
+    centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
+    return max(0.0, (centre - spread) / (1 + Z**2 / n)), min(1.0, (centre + spread) / (1 + Z**2 / n))
+
+
+def resamples(groups: int, seed: int) -> Iterator[Numbers]:
+    """Yield how often each group is drawn (some resamples x groups), in blocks; `RESAMPLES` rows in all."""
+    generator = np.random.default_rng(seed)
+    offsets = np.arange(BLOCK)[:, None] * groups
+    for _ in range(RESAMPLES // BLOCK):
+        drawn = (generator.integers(0, groups, (BLOCK, groups)) + offsets).ravel()
+        yield np.bincount(drawn, minlength=BLOCK * groups).reshape(BLOCK, groups).astype(np.float64)
+
+
+def group_numbers(groups: Sequence[str] | Numbers) -> Numbers:
+    """Return a number for each group, the same in every process and exact in float64."""
+    if isinstance(groups, np.ndarray):
+        return groups
+    digest: dict[str, float] = {}
+    for group in groups:
+        if group not in digest:
+            digest[group] = float(int.from_bytes(hashlib.sha256(group.encode(errors="surrogatepass")).digest()[:6]))
+    return np.asarray([digest[group] for group in groups])
+
+
+class GroupedRows(Metric):
+    """Rows of numbers of the same names, each with the group that it belongs to; all ranks' once it computes.
+
+    The one state is flat, `[group, value, value, …]` a row, as a rank may have none.
+    """
+
+    full_state_update = False
+    rows: list[Tensor] | Tensor
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.set_dtype(torch.float64)
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, values: Sequence[float], group: str) -> None:
+        """Take a row."""
+        device = self.device if torch.distributed.is_initialized() else "cpu"  # Apple's GPUs have no float64
+        assert isinstance(self.rows, list)
+        self.rows.append(torch.tensor([*group_numbers([group]), *values], dtype=torch.float64, device=device))
+
+    def columns(self) -> tuple[Numbers, dict[str, Numbers]]:
+        """Return the rows' groups, and their values by name."""
+        rows = self.rows if isinstance(self.rows, Tensor) else torch.cat([torch.empty(0, dtype=torch.float64), *self.rows])
+        table = rows.reshape(-1, 1 + len(self.names)).cpu().numpy()
+        return table[:, 0], {name: table[:, 1 + place] for place, name in enumerate(self.names)}
+
+    def compute(self) -> Any:  # noqa: ANN401 - what a subclass makes of them
+        """Return the groups and columns."""
+        return self.columns()
+
+
+class Means(GroupedRows):
+    """The means of metrics with n and interval; those that applied to no row are left out."""
+
+    def compute(self) -> dict[str, Estimate]:
+        """Return {name: estimate} of the rows so far."""
+        groups, columns = self.columns()
+        found = {name: estimate(column, share=is_share(name), groups=groups) for name, column in columns.items()}
+        return {name: one for name, one in found.items() if one.n}

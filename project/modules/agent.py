@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
-from lightning import LightningModule
 
 from project.corpus.engines.http import HttpRetriever
 from project.corpus.index import MANIFEST
@@ -20,20 +21,26 @@ from project.corpus.serving.handle import ServerHandle
 from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits, RetrieverTool
 from project.errors import InputError, RetrievalError
-from project.evaluation.metrics import binary_scores, estimate, is_share, score_episode
+from project.evaluation.decisions import search_probability
+from project.evaluation.metrics import SCORES, score_episode
+from project.evaluation.results import episode_row
+from project.modules.measuring import MeasuringModule, over_samples, sample_metrics
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
-from project.ranks import first_here, gathered_or_raised, part_of, world
+from project.ranks import first_here, gathered, gathered_or_raised, part_of, world
 from project.records import Episode, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
 from project.rewards.judge import Judge
 from project.rollouts.engines import Engine, EngineName, make_engine
-from project.rollouts.runner import EpisodeRunner, without_turns
+from project.rollouts.runner import EpisodeRunner
 from project.writing import write_rows
 
 
-class SearchAgent(LightningModule):
+class SearchAgent(MeasuringModule):
     """Runs a model folder as a search agent and measures it."""
+
+    task = "agent"
+    """What is measured, as the results say it."""
 
     def __init__(
         self,
@@ -46,6 +53,7 @@ class SearchAgent(LightningModule):
         limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 - frozen
         reward: AnswerReward = AnswerReward(),  # noqa: B008 - frozen
         eval_temperature: float = 0.0,
+        eval_samples: int = 1,
         servers: list[str] | None = None,
         weights_dir: Path | None = None,
         engine_memory: float | None = None,
@@ -64,6 +72,7 @@ class SearchAgent(LightningModule):
             limits: what an episode may use, in turns, tokens and characters.
             reward: how episodes are scored.
             eval_temperature: of sampling in validation, test and prediction; 0 = greedy.
+            eval_samples: episodes a question there, for avg@k and pass@k (the mean of EM, and whether one is right).
             servers: addresses of vLLM servers for `engine: servers`, such as http://127.0.0.1:8000, each started by
                 `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --max-model-len TOKENS --logprobs-mode processed_logprobs`, with
                 `limits.context_tokens` for TOKENS (on a CPU with `--no-enable-chunked-prefill`).
@@ -101,6 +110,12 @@ class SearchAgent(LightningModule):
             raise InputError(f"model.deterministic={deterministic} is for engine: transformers, not {engine}; leave it out")
         self.servers, self.weights_dir, self.deterministic = tuple(servers or ()), weights_dir, deterministic
         self.engine_name, self.limits, self.reward, self.eval_temperature = engine, limits, reward, eval_temperature
+        if eval_samples < 1 or (eval_samples > 1 and not eval_temperature):
+            raise InputError(
+                f"model.eval_samples={eval_samples} at model.eval_temperature={eval_temperature}: give at least 1, and above 1 "
+                "a temperature above 0, or all samples are the same"
+            )
+        self.eval_samples = eval_samples
         if self.settings.history == "template" and limits.max_turns > 1:
             raise InputError(
                 f"the model {self.model_path} was trained with history: template, and rollouts keep history as it was sampled; "
@@ -114,7 +129,8 @@ class SearchAgent(LightningModule):
         self._engine_sleeps = False
         self._server: ServerHandle | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._episodes: list[Episode] = []
+        self.measure((*SCORES, *sample_metrics(eval_samples)))
+        self._predictions: list[Row] = []
 
     # --- lifetimes ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +144,7 @@ class SearchAgent(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Stop the server that this run started, and remove the engine's copy of the model."""
-        del stage
+        super().teardown(stage)
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -190,12 +206,16 @@ class SearchAgent(LightningModule):
         self, questions: list[Question], seeds: list[int], temperature: float, given_up: Event | None = None
     ) -> list[Episode]:
         """Run this rank's part of the episodes; `given_up` ends them all, with an error."""
+        mine = part_of(len(questions))
+        return self._run(questions[mine], seeds[mine], temperature, given_up)
+
+    def _run(
+        self, questions: list[Question], seeds: list[int], temperature: float, given_up: Event | None = None
+    ) -> list[Episode]:
         assert self._engine is not None
-        mine, tool = part_of(len(questions)), None
-        if self.retrieval_url:
-            tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk)
+        tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk) if self.retrieval_url else None
         runner = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature, given_up or Event())
-        episodes = runner.run(questions[mine], seeds[mine])
+        episodes = runner.run(questions, seeds)
         return self.judge.judged(episodes) if self.judge else episodes
 
     def gather_episodes(self, run: Callable[[], list[Episode]]) -> list[Episode]:
@@ -205,101 +225,91 @@ class SearchAgent(LightningModule):
             RetrievalError: over 10 % of the episodes, and more than one, lost their search tool or took too long.
         """
         episodes = [episode for of_rank in gathered_or_raised(run) for episode in of_rank]
-        failed = [e for e in episodes if e.finish.is_environment_failure]
-        if len(failed) > max(1, 0.1 * len(episodes)) or failed == episodes:
-            raise RetrievalError(f"{len(failed)} of {len(episodes)} episodes lost their search tool: {failed[0].error}")
+        _refuse_failures([e.error for e in episodes if e.finish.is_environment_failure], len(episodes))
         return episodes
 
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
     def _evaluate(self, questions: list[Question]) -> list[Episode]:
-        episodes = self.run_episodes(questions, list(range(len(questions))), self.eval_temperature)
-        self._episodes += episodes
+        """Run `eval_samples` episodes of each of this rank's questions and take their metrics; return them in order."""
+        mine, times = part_of(len(questions)), self.eval_samples
+        asked = [(question, i * times + j) for i, question in enumerate(questions) for j in range(times)]
+        asked = asked[mine.start * times : mine.stop * times]
+        episodes: list[Episode] = []
+
+        def run() -> tuple[list[str], int]:
+            if asked:
+                episodes.extend(self._run([q for q, _ in asked], [seed for _, seed in asked], self.eval_temperature))
+            return [e.error for e in episodes if e.finish.is_environment_failure], len(episodes)
+
+        failed, counts = zip(*gathered_or_raised(run), strict=True)
+        _refuse_failures([error for of_rank in failed for error in of_rank], sum(counts))
         return episodes
+
+    def _rows(self, episodes: list[Episode]) -> list[Row]:
+        """Return the rows of this rank's episodes, which count from now on."""
+        times, scores = self.eval_samples, [self._scores(episode) for episode in episodes]
+        scores = [one | more for one, more in zip(scores, over_samples(scores, times), strict=True)]
+        rows = [episode_row(episode, i % times, of) for i, (episode, of) in enumerate(zip(episodes, scores, strict=True))]
+        for row, episode in zip(rows, episodes, strict=True):
+            self.take(row, counts=not episode.finish.is_environment_failure)
+        return rows
+
+    def _scores(self, episode: Episode) -> dict[str, float]:
+        if episode.finish.is_environment_failure:
+            return dict.fromkeys(SCORES, math.nan)
+        turns = episode.turns
+        return score_episode(episode, self.reward, search_probability(turns[0], self.renderer) if turns else math.nan)
 
     def validation_step(self, batch: list[Question], batch_idx: int) -> None:
         """Run the batch's episodes."""
         del batch_idx
-        self._evaluate(batch)
+        self._rows(self._evaluate(batch))
 
     def test_step(self, batch: list[Question], batch_idx: int) -> None:
-        """Run the batch's episodes."""
+        """Run the batch's episodes and write them down."""
         del batch_idx
-        self._evaluate(batch)
+        self.write(self._rows(self._evaluate(batch)))
 
     def predict_step(self, batch: list[Question], batch_idx: int) -> list[Row]:
         """Return conversations with their scores."""
         del batch_idx
-        return [self._prediction(episode) for episode in self._evaluate(batch)]
+        rows = [self._prediction(episode) for of_rank in gathered(self._evaluate(batch)) for episode in of_rank]
+        self._predictions += rows
+        return rows
 
     def _prediction(self, episode: Episode) -> Row:
         row = episode.to_conversation(self.dialect.tools).to_row()
-        return row | {"prediction": episode.answer, "finish_reason": str(episode.finish), **score_episode(episode, self.reward)}
+        return row | {"prediction": episode.answer, "finish_reason": str(episode.finish), **self._scores(episode)}
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
-        self._report("val")
+        self.report("val", "environment_failures")
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics with their intervals, and keep every score and conversation."""
-        self._report("test")
+        self.report("test", "environment_failures")
 
     def on_predict_epoch_end(self) -> None:
         """Write `predictions.parquet` into the run's folder."""
-        path, episodes = Path(self.trainer.default_root_dir) / "predictions.parquet", self._episodes
-        self._episodes = []
+        path, rows = Path(self.trainer.default_root_dir) / "predictions.parquet", self._predictions
+        self._predictions = []
         if self.trainer.is_global_zero:
-            write_rows(path, map(self._prediction, episodes))
-            self._keep(path)
+            write_rows(path, rows)
+            self.keep(path)
 
-    def _report(self, stage: str) -> None:
-        episodes, self._episodes = self._episodes, []
-        scored = [e for e in episodes if not e.finish.is_environment_failure]
-        scores = [score_episode(e, self.reward) for e in scored]
-        if not scores:
-            return
-        for name in scores[0]:
-            self._log_estimate(stage, name, [row[name] for row in scores], share=is_share(name))
-        for kind in sorted({e.question.kind for e in scored if e.question.kind}):
-            of_kind = [row["em"] for e, row in zip(scored, scores, strict=True) if e.question.kind == kind]
-            self._log_estimate(stage, f"em_{kind}", of_kind, share=True)
-        self.log_dict({f"{stage}/n": float(len(scores)), f"{stage}/environment_failures": float(len(episodes) - len(scores))})
-        self._report_decision(stage, episodes)
-        if stage == "test" and not self.trainer.sanity_checking and self.trainer.is_global_zero:
-            self._keep_scores(episodes)
-
-    def _log_estimate(self, stage: str, name: str, values: list[float], *, share: bool) -> None:
-        summary = estimate(values, share=share)
-        if not summary.n:
-            return
-        self.log(f"{stage}/{name}", summary.mean, rank_zero_only=True)
-        if stage == "test":
-            self.log_dict({f"test/{name}_low": summary.low, f"test/{name}_high": summary.high, f"test/{name}_n": summary.n})
-
-    def _report_decision(self, stage: str, episodes: list[Episode]) -> None:
-        known = [e for e in episodes if e.question.needs_search is not None and not e.finish.is_environment_failure]
-        if known:
-            searched = [
-                score_episode(e, self.reward)["decision_accuracy"] == float(bool(e.question.needs_search)) for e in known
-            ]
-            gold = [bool(e.question.needs_search) for e in known]
-            self.log_dict({f"{stage}/decision_{name}": value for name, value in binary_scores(searched, gold).items()})
-
-    def _keep_scores(self, episodes: list[Episode]) -> None:
-        folder = Path(self.trainer.default_root_dir)
-        scores, conversations = folder / "scores.jsonl", folder / "conversations.jsonl"
-        scored = [e for e in episodes if not e.finish.is_environment_failure]
-        write_rows(scores, ({"question_id": e.question.id, "kind": e.question.kind, **self._finite(e)} for e in scored))
-        write_rows(conversations, (without_turns(e).to_conversation(self.dialect.tools).to_row() for e in episodes))
-        self._keep(scores)
-        self._keep(conversations)
-
-    def _finite(self, episode: Episode) -> dict[str, float | None]:
-        return {name: None if value != value else value for name, value in score_episode(episode, self.reward).items()}
-
-    def _keep(self, path: Path) -> None:
-        """Store a file beside the run's metrics."""
-        logger: Any = self.logger
-        if logger is not None and hasattr(logger, "run_id"):
-            logger.experiment.log_artifact(logger.run_id, str(path))
+    def about(self) -> Row:
+        """Return what decided the figures."""
+        settings = {
+            "agent": asdict(self.settings),
+            "engine": self.engine_name,
+            "temperature": self.eval_temperature,
+            "samples": self.eval_samples,
+            "topk": self.topk,
+            "index": str(self.index or self.retrieval_url or ""),
+            "limits": asdict(self.limits),
+        }
+        return {"model_path": self.model_path, "settings": settings}
 
     def configure_optimizers(self) -> None:
         """Nothing is trained here."""
@@ -308,3 +318,8 @@ class SearchAgent(LightningModule):
         """Leave questions where they are."""
         del device, dataloader_idx
         return batch
+
+
+def _refuse_failures(failed: list[str], count: int) -> None:
+    if len(failed) > max(1, 0.1 * count) or len(failed) == count > 0:
+        raise RetrievalError(f"{len(failed)} of {count} episodes lost their search tool: {failed[0]}")

@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from project.answers import exact_match, token_f1
 from project.dialects import FOLD_REQUEST, Action, clean_summary
 from project.environment.search import EpisodeLimits
 from project.errors import InputError
-from project.evaluation.metrics import estimate
 from project.evaluation.summaries import score_summary
 from project.modules.agent import SearchAgent
 from project.modules.policy import AgentSettings
@@ -28,10 +26,14 @@ from project.ranks import gathered_or_raised, part_of, world
 from project.records import Conversation, Message, Row
 from project.rollouts.engines import EngineName
 from project.rollouts.engines.protocol import Sampling
-from project.writing import write_rows
 
 FROM = ("own", "given", "full")
 """What a next turn is written from: the model's own summary, the reference, the whole context."""
+SUMMARY_SCORES = (
+    "summarised", "parts", "compression", "quoted", "unsupported", "answer_kept", "rouge_l",
+    *(f"{start}_{metric}" for start in FROM for metric in ("em", "f1", "action", "tokens")), "own_lost_f1", "given_lost_f1",
+)  # fmt: skip
+"""The last two are what answering from a summary loses of the F1 from the whole context."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Folded:
 
 class SummaryAgent(SearchAgent):
     """Measures a model on `summary_prefix` conversations; its options are `SearchAgent`'s, without a search."""
+
+    task = "summary"
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class SummaryAgent(SearchAgent):
             servers=servers,
             engine_memory=engine_memory,
         )
-        self._rows: list[Row] = []
+        self.measure(SUMMARY_SCORES)
 
     def _episodes_at_once(self) -> int:
         """Return how many turns this rank writes at once, at most."""
@@ -91,8 +95,11 @@ class SummaryAgent(SearchAgent):
     def test_step(self, batch: list[Conversation], batch_idx: int) -> None:  # type: ignore[override]
         """Write the batch's summaries and next turns, each rank its part."""
         del batch_idx
-        mine = part_of(len(batch))
-        self._rows += [row for of_rank in gathered_or_raised(lambda: self._written(batch[mine])) for row in of_rank]
+        mine, rows = part_of(len(batch)), list[Row]()
+        gathered_or_raised(lambda: rows.extend(self._written(batch[mine])))
+        for row in rows:
+            self.take(row, counts=not row["too_long"])
+        self.write(rows)
 
     def _written(self, conversations: Sequence[Conversation]) -> list[Row]:
         async def all_of_them() -> list[Row]:
@@ -123,13 +130,13 @@ class SummaryAgent(SearchAgent):
         return self.dialect.parse(self.renderer.turn(message).text.removesuffix(self.renderer.end_text))
 
     async def _sample(self, folded: Folded) -> Row:
-        """Return the texts and scores of one sample; `too_long` where the context leaves no room."""
+        """Return the texts and scores of one sample; all scores are NaN where the context leaves no room."""
         one, numbers = folded.conversation, count(_seed(folded.conversation.id))
-        row: Row = {"question_id": one.id, "group": one.group or one.id, "kind": "answer" if folded.target.answer else "search"}
-        whole = self._prompt([*folded.opening, *folded.context, Message("user", FOLD_REQUEST)])
+        messages = [*folded.opening, *folded.context, Message("user", FOLD_REQUEST)]
+        whole = self._prompt(messages)
         room = self.limits.context_tokens - max(self.limits.summary_tokens, self.limits.turn_tokens)
         if len(whole) > room:
-            return row | {"too_long": True}
+            return _row(folded, messages, "", {}, dict.fromkeys(SUMMARY_SCORES, math.nan)) | {"too_long": True}
         said = await self._turn(whole, self.limits.summary_tokens, next(numbers))
         summary = clean_summary(self.dialect.parse(said).summary or "")
         starts = {
@@ -147,7 +154,9 @@ class SummaryAgent(SearchAgent):
         for name in FROM:
             scores |= _score_turn(name, self.dialect.parse(texts.get(name, "")), folded)
         scores |= {f"{name}_tokens": float(len(p)) if p else math.nan for name, p in prompts.items()}
-        return row | scores | {"summary": said, "reference": folded.reference} | {f"{k}_turn": v for k, v in texts.items()}
+        scores |= {f"{name}_lost_f1": scores["full_f1"] - scores[f"{name}_f1"] for name in ("own", "given")}
+        row = _row(folded, [*messages, Message("assistant", said)], said, texts, scores)
+        return row | {"prediction": self.dialect.parse(texts.get("own", "")).answer}
 
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens before a turn, rendered as in training: earlier turns stand as they were written."""
@@ -161,27 +170,37 @@ class SummaryAgent(SearchAgent):
         return self.renderer.decode((await self._engine.generate(prompt, sampling)).ids)
 
     def on_test_epoch_end(self) -> None:
-        """Log the means with intervals that resample questions, of which a trace gives several samples; keep every row."""
-        rows, self._rows = self._rows, []
-        scored = [row for row in rows if "too_long" not in row]
-        self.log_dict({"test/n": float(len(scored)), "test/too_long": float(len(rows) - len(scored))}, rank_zero_only=True)
-        if not scored:
-            raise InputError(f"all {len(rows)} contexts are longer than limits.context_tokens={self.limits.context_tokens}")
-        names = [name for name, value in scored[0].items() if isinstance(value, float)]
-        groups = [row["group"] for row in scored]
-        for name in names:
-            found = estimate([row[name] for row in scored], share=_is_share(name), groups=groups)
-            if found.n:
-                values = {"": found.mean, "_low": found.low, "_high": found.high, "_n": float(found.n)}
-                self.log_dict({f"test/{name}{end}": value for end, value in values.items()}, rank_zero_only=True)
-        if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "scores.jsonl"
-            write_rows(path, ({k: None if v != v else v for k, v in row.items()} for row in scored))
-            self._keep(path)
+        """Log the means with intervals that resample questions, of which a trace gives several samples; keep every row.
+
+        Raises:
+            InputError: no context is short enough.
+        """
+        if not self.report("test", "too_long"):
+            raise InputError(
+                f"all contexts are longer than limits.context_tokens={self.limits.context_tokens} leaves room for; raise it"
+            )
 
 
-def _is_share(name: str) -> bool:
-    return name in ("summarised", "answer_kept") or name.endswith(("_em", "_action"))
+def _row(
+    folded: Folded, messages: Sequence[Message], summary: str, turns: Mapping[str, str], scores: Mapping[str, float]
+) -> Row:
+    """Return a sample's row: what was said, up to the summary, the turns that followed, and the scores in one order."""
+    one = folded.conversation
+    return {
+        "question_id": one.id,
+        "group": one.group or one.id,
+        "kind": "search" if folded.target.answer is None else "answer",
+        "sample": 0,
+        "question": one.question,
+        "answers": list(one.answers),
+        "prediction": None,
+        "too_long": False,
+        "messages": [message.to_row() for message in messages],
+        "summary": summary,
+        "reference": folded.reference,
+        **{f"{name}_turn": turns.get(name, "") for name in FROM},
+        **{name: scores[name] for name in SUMMARY_SCORES},
+    }
 
 
 def _score_turn(name: str, turn: Action, folded: Folded) -> dict[str, float]:

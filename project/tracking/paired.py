@@ -7,26 +7,26 @@ are resampled (Efron and Tibshirani 1993, chapters 13 and 16).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from project.errors import InputError
 from project.files import read_rows
 from project.records import Row
 
-FILES = ("episodes.parquet", "scores.jsonl")
-"""Artifacts of a test run that hold one row an episode: `question_id` and the metrics."""
-PAIRED_METRICS = (
-    "reward", "em", "f1", "cover_em", "verdict", "supported", "decision_accuracy", "evidence_recall", "searches",
-    "generated_tokens", "summarised", "parts", "compression", "quoted", "unsupported", "answer_kept", "rouge_l",
-    *(f"{start}_{metric}" for start in ("own", "given", "full") for metric in ("em", "f1", "action", "tokens")),
-)  # fmt: skip
+FILES = ("results.parquet", "scores.jsonl")
+"""Artifacts of a test run that hold one row an episode: `question_id`, `group` and the metrics; the second of older runs."""
+NOT_PAIRED = ("finish_", "pass_at_", "avg_at_")
+"""Beginnings of metrics that are not compared question by question: what they say others say, or few rows hold them."""
 RESAMPLES = 10_000
 BLOCK = 500
+DRAWS = 1_000_000
+"""Most numbers that are drawn at once."""
 
 
 class Sample(NamedTuple):
@@ -73,32 +73,53 @@ def paired_bootstrap(
     p is the share of resampled means, moved so that their centre is 0, at least as far from 0 as the mean measured;
     the measured one counts as a resample, so p is never 0.
     """
-    values_N = np.asarray(differences, dtype=np.float64)
-    if values_N.size == 0:
+    return _bootstrap(np.asarray([differences], dtype=np.float64), groups, seed)[0]
+
+
+def _bootstrap(
+    differences_KN: NDArray[np.float64], groups: Sequence[str] | None = None, seed: int = 0
+) -> list[tuple[float, float, float, float]]:
+    """Return mean, interval and p of each of K metrics on the same N questions, all by the same resamples."""
+    count = differences_KN.shape[1]
+    if count == 0:
         raise InputError("the runs share no question; compare runs that were tested on the same questions")
     generator = np.random.default_rng(seed)
-    mean = float(values_N.mean())
-    _, of_group = np.unique(np.arange(values_N.size) if groups is None else np.asarray(groups), return_inverse=True)
-    sums_G, sizes_G = np.bincount(of_group, weights=values_N), np.bincount(of_group)
-    drawn = (generator.integers(0, sums_G.size, (BLOCK, sums_G.size)) for _ in range(RESAMPLES // BLOCK))
-    means_R = np.concatenate([sums_G[draw].sum(axis=1) / sizes_G[draw].sum(axis=1) for draw in drawn])
-    low, high = (float(q) for q in np.quantile(means_R, [0.025, 0.975]))
-    extreme = int(np.sum(np.abs(means_R - mean) >= abs(mean) - 1e-12))
-    return mean, low, high, (1 + extreme) / (1 + RESAMPLES)
+    _, of_group = np.unique(np.arange(count) if groups is None else np.asarray(groups), return_inverse=True)
+    sizes_G = np.bincount(of_group).astype(np.float64)
+    sums_GK = np.stack([np.bincount(of_group, weights=of) for of in differences_KN], axis=1)
+    block = max(1, min(BLOCK, DRAWS // len(sizes_G)))
+    drawn = (generator.integers(0, len(sizes_G), (block, len(sizes_G))) for _ in range(-(-RESAMPLES // block)))
+    counts = (np.apply_along_axis(np.bincount, 1, draw, minlength=len(sizes_G)).astype(np.float64) for draw in drawn)
+    means_RK = np.concatenate([of @ sums_GK / (of @ sizes_G)[:, None] for of in counts])
+    means_K = differences_KN.mean(1)
+    low_K, high_K = np.quantile(means_RK, [0.025, 0.975], axis=0)
+    extreme_K = (np.abs(means_RK - means_K) >= np.abs(means_K) - 1e-12).sum(0)
+    p_K = (1 + extreme_K) / (1 + len(means_RK))
+    return [tuple(map(float, of)) for of in zip(means_K, low_K, high_K, p_K, strict=True)]  # type: ignore[misc]
 
 
 def read_scores(path: Path) -> Scores:
     """Return {metric: {question id: mean over its episodes}} of the metrics that the file holds."""
-    values: dict[str, dict[Any, list[float]]] = {metric: defaultdict(list) for metric in PAIRED_METRICS}
-    for number, row in read_rows(path):
+    values: dict[str, dict[Any, list[float]]] = {}
+    for number, row in _score_rows(path):
         if not isinstance(row.get("question_id"), str | int):
             raise InputError(f"{path}, row {number}: no question_id, so that runs cannot be paired")
-        for metric, of in values.items():
-            value = row.get(metric)
-            if isinstance(value, bool | int | float) and value == value:
-                of[_key(row)].append(float(value))
-    means = {metric: {key: sum(v) / len(v) for key, v in of.items()} for metric, of in values.items()}
-    return {metric: of for metric, of in means.items() if of}
+        key = _key(row)
+        for metric, value in row.items():
+            if isinstance(value, float) and value == value and not metric.startswith(NOT_PAIRED):
+                values.setdefault(metric, defaultdict(list))[key].append(value)
+    return {metric: {key: sum(v) / len(v) for key, v in of.items()} for metric, of in values.items()}
+
+
+def _score_rows(path: Path) -> Iterable[tuple[int, Row]]:
+    """Yield numbered rows; of a Parquet file without what was said."""
+    if path.suffix != ".parquet":
+        return read_rows(path)
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    columns = [f.name for f in file.schema_arrow if str(f.type) == "double" or f.name in ("question_id", "group")]
+    return enumerate((row for batch in file.iter_batches(columns=columns) for row in batch.to_pylist()), 1)
 
 
 def _key(row: Row) -> str | Sample:
@@ -108,11 +129,15 @@ def _key(row: Row) -> str | Sample:
 
 def paired_results(first: Mapping[str, Mapping[Any, float]], other: Mapping[str, Mapping[Any, float]]) -> list[PairedResult]:
     """Return `other - first` for every metric that both runs hold for at least one common question."""
-    results = []
-    for metric, values in other.items():
-        common = sorted(set(values) & set(first.get(metric, {})))
-        if common:
-            groups = [key.group if isinstance(key, Sample) else key for key in common]
-            mean, low, high, p = paired_bootstrap([values[key] - first[metric][key] for key in common], groups=groups)
-            results.append(PairedResult(metric, len(common), mean, low, high, p))
-    return results
+    common = {metric: tuple(sorted(set(of) & set(first.get(metric, {})))) for metric, of in other.items()}
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for metric, keys in common.items():
+        if keys:
+            alike.setdefault(keys, []).append(metric)
+    found = {}
+    for keys, metrics in alike.items():
+        groups = [key.group if isinstance(key, Sample) else key for key in keys]
+        differences = np.asarray([[other[metric][key] - first[metric][key] for key in keys] for metric in metrics])
+        for metric, of in zip(metrics, _bootstrap(differences, groups), strict=True):
+            found[metric] = PairedResult(metric, len(keys), *of)
+    return [found[metric] for metric in other if metric in found]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from project.dialects import SEARCH_TOKEN
-from project.evaluation.metrics import binary_scores, did_search, estimate, is_share, score_episode
+from project.evaluation.metrics import SCORES, did_search, estimate, is_share, score_episode
 from project.records import Episode, FinishReason, Message, Question, Turn
 from project.rewards.answer import AnswerReward
 
@@ -23,25 +23,60 @@ def episode(question: Question, answer=None, **changes) -> Episode:
 
 def test_score_episode_by_hand():
     question = Question("q", "?", ("the red fox",), ("a", "b"), True)
-    scores = score_episode(episode(question, "a red fox jumps", queries=("x",), found=(("b",),)), REWARD)
+    scores = score_episode(episode(question, "a red fox jumps", queries=("x", "x"), found=(("b", "c", "d"),)), REWARD, 0.75)
     # Without articles "red fox" against "red fox jumps": F1 = 2 * 2 / 5. Reward: 0.2 * 0.8 * (1 + 0.1 / 2).
     assert scores["em"] == 0
     assert scores["f1"] == pytest.approx(0.8)
     assert scores["cover_em"] == 1
     assert scores["reward"] == pytest.approx(0.168)
     assert scores["evidence_recall"] == 0.5
-    assert scores["searches"] == scores["decision_accuracy"] == 1
+    assert scores["evidence_precision"] == pytest.approx(1 / 3)
+    assert scores["searches"] == 2
+    assert scores["repeated_queries"] == scores["decision_accuracy"] == 1
+    assert scores["search_probability"] == 0.75
     assert scores["generated_tokens"] == 4  # context is not generated
+    assert scores["read_tokens"] == 3
+    assert scores["turns"] == 2
     assert scores["finish_answer"] == 1
     assert sum(value for name, value in scores.items() if name.startswith("finish_")) == 1
+    assert tuple(scores) == SCORES
+
+
+def test_lengths_with_and_without_folding():
+    # Contexts: 10 + 3, then 5 + 2 on it = 20; folded: 8 + 1 = 9. Unfolded it would be 10 + 3 + 5 and the answer's 1: the
+    # summary's 2 tokens and the new context's 8 are left out.
+    turns = (Turn((1,) * 10, (2,) * 3, (), 0, True, True), Turn((1,) * 5, (2,) * 2, (), 0, True))
+    turns += (Turn((1,) * 8, (2,), (), 0, True, True),)
+    folded = replace(episode(Question("q", "?", ("x",)), "x"), turns=turns)
+    scores = score_episode(folded, REWARD)
+    assert (scores["peak_context"], scores["history_tokens"], scores["contexts"]) == (20, 19, 2)
+    whole = score_episode(replace(folded, turns=turns[:2]), REWARD)
+    assert whole["peak_context"] == whole["history_tokens"] == 20
+
+
+@pytest.mark.parametrize(
+    ("answers", "answer", "shown", "expected"),
+    [
+        (("x",), "x", ("a",), {"refused_wrongly": 0}),  # evidence was shown: answering is no guess
+        (("x",), "x", ("c",), {"refused_wrongly": 0, "answered_without_evidence": 1}),
+        (("x",), "Unknown.", ("c",), {"refused_wrongly": 1, "answered_without_evidence": 0}),
+        (("x",), None, (), {"refused_wrongly": 0, "answered_without_evidence": 0}),
+        ((), "unknown", (), {"abstained": 1, "answered_without_evidence": 0}),
+        ((), "x", (), {"abstained": 0, "answered_without_evidence": 1}),
+    ],
+)
+def test_refusals_and_answers_without_evidence(answers, answer, shown, expected):
+    scores = score_episode(episode(Question("q", "?", answers, ("a",)), answer, found=(shown,)), REWARD)
+    names = ("abstained", "refused_wrongly", "answered_without_evidence")
+    assert {name: scores[name] for name in names if not math.isnan(scores[name])} == expected
 
 
 def test_what_does_not_apply_is_nan():
     scores = score_episode(episode(Question("q", "?", ("x",)), "x"), REWARD)
-    assert math.isnan(scores["decision_accuracy"])
-    assert math.isnan(scores["evidence_recall"])
-    assert not any(math.isnan(v) for k, v in scores.items() if k not in ("decision_accuracy", "evidence_recall"))
-    assert not {"verdict", "supported"} & set(scores)
+    assert {name for name, value in scores.items() if math.isnan(value)} == {
+        "decision_accuracy", "evidence_recall", "evidence_precision", "verdict", "supported", "search_probability",
+        "answered_without_evidence", "abstained",
+    }  # fmt: skip
     judged = score_episode(replace(episode(Question("q", "?", ("x",)), "x"), verdict=0.0, supported=1.0), REWARD)
     assert judged == pytest.approx(scores | {"verdict": 0.0, "supported": 1.0}, nan_ok=True)
 
@@ -111,18 +146,7 @@ def test_the_interval_holds_the_mean_and_depends_only_on_the_values(values):
     assert found == estimate(values)
 
 
-def test_binary_scores_by_hand():
-    # Predicted 3, gold 4, hits 2: precision 2/3, recall 1/2, F1 = 2 * (1/3) / (7/6) = 4/7; majority 6/10.
-    gold = [True] * 4 + [False] * 6
-    predicted = [True, True, False, False, True] + [False] * 5
-    expected = {"precision": 2 / 3, "recall": 0.5, "f1": 4 / 7, "majority": 0.6}
-    assert binary_scores(predicted, gold) == pytest.approx(expected)
-
-
-def test_binary_scores_of_nothing():
-    assert binary_scores([False], [True]) == {"precision": 0, "recall": 0, "f1": 0, "majority": 1}
-
-
-def test_trap_04_the_majority_stands_beside_the_scores():
-    always = binary_scores([True] * 10, [True] * 9 + [False])
-    assert always["majority"] == 0.9
+def test_groups_of_one_are_no_groups():
+    values = [1.0, 0.0, 1.0, 1.0]
+    assert estimate(values, share=True, groups=["a", "b", "c", "d"]) == estimate(values, share=True)
+    assert estimate([1.5, 0.0, 1.0, 1.0], groups=["a", "a", "c", "d"]) != estimate([1.5, 0.0, 1.0, 1.0])

@@ -30,7 +30,7 @@ def test_sft_then_ppo_then_test(with_facts: Path) -> None:
     assert test.data.tags["seeker.parent"] == ppo.info.run_id
     assert test.data.tags["dataset.index"] == ppo.data.tags["dataset.index"] == file_digest("data/debug/index/manifest.json")
     assert run_metrics(test)["test/em_n"] == 4
-    scores = [row for _, row in read_rows(with_facts / "test" / "scores.jsonl")]
+    scores = [row for _, row in read_rows(with_facts / "test" / "results.parquet")]
     assert len(scores) == 4
     for kind in {row["kind"] for row in scores}:
         of_kind = [row["em"] for row in scores if row["kind"] == kind]

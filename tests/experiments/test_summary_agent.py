@@ -43,7 +43,7 @@ def run(rule: Any, limits: EpisodeLimits = LONG, **data: Any) -> tuple[list[dict
     agent._engine = engine
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     (metrics,) = trainer.test(agent, SummaryDataModule(Path(FILE), **data), verbose=False)
-    return [row for _, row in read_rows("scores.jsonl")], engine, metrics
+    return [row for _, row in read_rows("results.parquet")], engine, metrics
 
 
 def expert(conversations: list[Conversation]) -> Any:
@@ -64,6 +64,7 @@ def test_the_expert_scores_full_marks(with_phases: Path) -> None:
         for name in ("own", "given", "full"):
             assert (row[f"{name}_em"], row[f"{name}_f1"], row[f"{name}_action"]) == (1, 1, 1)
         assert (row["parts"], row["quoted"], row["unsupported"], row["answer_kept"], row["rouge_l"]) == (1, 1, 0, 1, 1)
+        assert row["own_lost_f1"] == row["given_lost_f1"] == 0
         assert row["own_tokens"] > 0 < row["full_tokens"]
     assert metrics["test/own_em"] == 1
     assert metrics["test/n"] == len(rows)
@@ -97,17 +98,16 @@ def test_what_is_wrong_scores_nothing(with_phases: Path) -> None:
         assert (row["parts"], row["own_action"], row["own_em"]) == (0, 0, 0)
         assert row["answer_kept"] == 0
         assert (row["given_action"], row["given_em"]) == (0, 0)
-        assert row["quoted"] is None
-        assert "own_turn" not in row
-        assert row["own_tokens"] is row["compression"] is None
+        assert all(math.isnan(row[name]) for name in ("quoted", "own_tokens", "compression"))
+        assert row["own_turn"] == ""
+        assert row["messages"][-1] == {"role": "assistant", "content": "no idea"}
     assert len(engine.prompts) == 3 * len(rows), "there is no turn from a summary that is none"
 
 
-def test_contexts_that_are_too_long_are_counted(with_phases: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    conversations = read_records(FILE, Conversation.from_row)
+def test_contexts_that_are_all_too_long_are_refused(with_phases: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model.model_path=tiny-random", "--model.engine=transformers", f"--data.test_file={FILE}"]
     assert main(["test", "--config", str(CONFIG), *words, "--model.limits.context_tokens=400"]) == 2
-    assert f"all {len(conversations)} contexts are longer than limits.context_tokens=400" in capsys.readouterr().err
+    assert "all contexts are longer than limits.context_tokens=400" in capsys.readouterr().err
 
 
 def test_by_the_command_line(with_phases: Path) -> None:

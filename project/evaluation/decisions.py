@@ -1,0 +1,147 @@
+"""How well an agent decides whether to search: the decision as a classifier, and its probability as a forecast.
+
+Of each question three numbers: whether it searched, whether it had to, and the probability that it gave to searching when it
+first decided (NaN where it decided nothing). Each figure is a function of the rows' weights, so that its interval comes from
+resampled groups as a mean's does. The values are those of torchmetrics' functions of these names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from project.dialects import assistant_spans
+from project.evaluation.metrics import Estimate, GroupedRows, Numbers, resamples
+from project.records import SpanKind, Turn
+from project.rendering import Renderer
+
+BINS = 10
+"""Equal parts of 0 to 1 in which forecast and outcome are compared."""
+NAMES = ("searched", "needed", "probability")
+
+
+class Decisions(GroupedRows):
+    """Accuracy, F1, precision and recall of both classes, AUROC, calibration error, and two baselines."""
+
+    def __init__(self) -> None:
+        super().__init__(NAMES)
+
+    def compute(self) -> dict[str, Estimate]:
+        """Return {name: estimate}; the probability's figures are left out where none is known or one class is missing."""
+        groups, columns = self.columns()
+        return decision_scores(columns["searched"], columns["needed"], columns["probability"], groups) if len(groups) else {}
+
+
+def decision_scores(
+    searched: Numbers, needed: Numbers, probability: Numbers, groups: Numbers, seed: int = 0
+) -> dict[str, Estimate]:
+    """Return {name: estimate} of decisions.
+
+    Args:
+        searched: 1 where the agent searched, else 0; (N,).
+        needed: 1 where it had to; (N,).
+        probability: that it gave to searching, from 0 to 1, or NaN; (N,).
+        groups: which questions hang together; (N,).
+        seed: of the bootstrap.
+    """
+    _, of_group = np.unique(groups, return_inverse=True)
+    ones = np.ones((1, len(searched)))
+    whole = {name: float(value[0]) for name, value in _figures(ones, searched, needed, probability).items()}
+    drawn = [_figures(counts[:, of_group], searched, needed, probability) for counts in resamples(of_group.max() + 1, seed)]
+    known = int((~np.isnan(probability)).sum())
+    found = {}
+    for name, value in whole.items():
+        low, high = np.nanquantile(np.concatenate([block[name] for block in drawn]), [0.025, 0.975])
+        n = known if name in ("auroc", "ece") else len(searched)
+        found[name] = Estimate(value, min(float(low), value), max(float(high), value), n)
+    return found
+
+
+def _figures(weights_RN: Numbers, searched: Numbers, needed: Numbers, probability: Numbers) -> dict[str, Numbers]:
+    """Return each figure's values, one for each row of weights (R)."""
+    found = _class_figures(weights_RN, searched, needed)
+    has_forecast = ~np.isnan(probability)
+    if has_forecast.any() and 0 < needed[has_forecast].mean() < 1:
+        weights, outcome, forecast = weights_RN[:, has_forecast], needed[has_forecast], probability[has_forecast]
+        found |= {"auroc": auroc(weights, outcome, forecast), "ece": calibration_error(weights, outcome, forecast)}
+    return found
+
+
+def _class_figures(weights_RN: Numbers, searched: Numbers, needed: Numbers) -> dict[str, Numbers]:
+    hits, misses = weights_RN @ (searched * needed), weights_RN @ ((1 - searched) * needed)
+    false, right_answers = weights_RN @ (searched * (1 - needed)), weights_RN @ ((1 - searched) * (1 - needed))
+    total = hits + misses + false + right_answers
+    share = (hits + misses) / total
+    f1_search = _ratio(2 * hits, 2 * hits + misses + false)
+    f1_answer = _ratio(2 * right_answers, 2 * right_answers + misses + false)
+    return {
+        "accuracy": (hits + right_answers) / total,
+        "macro_f1": (f1_search + f1_answer) / 2,
+        "search_precision": _ratio(hits, hits + false),
+        "search_recall": _ratio(hits, hits + misses),
+        "search_f1": f1_search,
+        "answer_precision": _ratio(right_answers, right_answers + misses),
+        "answer_recall": _ratio(right_answers, right_answers + false),
+        "answer_f1": f1_answer,
+        "majority": np.maximum(share, 1 - share),
+        "always_search": share,
+    }
+
+
+def _ratio(part: Numbers, whole: Numbers) -> Numbers:
+    """Return part / whole, 0 for nothing of nothing."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def auroc(weights_RN: Numbers, outcome: Numbers, forecast: Numbers) -> Numbers:
+    """Return how often a question that needs a search got more than one that does not, ties counting half; NaN without both."""
+    order = np.argsort(forecast, kind="stable")
+    starts = np.unique(forecast[order], return_index=True)[1]
+    needed_RL, others_RL = (
+        np.add.reduceat((weights_RN * of_class)[:, order], starts, axis=1) for of_class in (outcome, 1 - outcome)
+    )
+    below = np.cumsum(others_RL, axis=1) - others_RL / 2
+    pairs = needed_RL.sum(1) * others_RL.sum(1)
+    found: Numbers = np.divide((needed_RL * below).sum(1), pairs, out=np.full(len(pairs), math.nan), where=pairs > 0)
+    return found
+
+
+def calibration_error(weights_RN: Numbers, outcome: Numbers, forecast: Numbers) -> Numbers:
+    """Return the expected calibration error (Guo et al. 2017): mean distance of forecast and outcome in bins."""
+    place = np.minimum((forecast * BINS).astype(int), BINS - 1)
+    at = np.zeros((len(forecast), BINS))
+    at[np.arange(len(forecast)), place] = 1.0
+    gaps = np.abs((weights_RN * (outcome - forecast)) @ at)
+    total = weights_RN.sum(1)
+    found: Numbers = np.divide(gaps.sum(1), total, out=np.full(len(total), math.nan), where=total > 0)
+    return found
+
+
+def search_probability(turn: Turn, renderer: Renderer) -> float:
+    """Return the probability that a turn gave to searching where it decided: of the decision token, or of the opening tag.
+
+    That is the probability of what was written, taken from 1 where it was the answer; NaN where the turn decided nothing.
+    """
+    text = renderer.decode(turn.ids)
+    marks = (SpanKind.DECISION, SpanKind.SEARCH, SpanKind.ANSWER)
+    start = next((start for start, _, kind in assistant_spans(text) if kind in marks), None)
+    if start is None:
+        return math.nan
+    end = text.index(">", start) + 1
+    first, last = (_token_at(turn.ids, place, renderer) for place in (start, end - 1))
+    written = math.exp(sum(turn.logprobs[first : last + 1]))
+    return written if "search" in text[start:end].lower() or "tool_call" in text[start:end] else 1 - written
+
+
+def _token_at(ids: Sequence[int], place: int, renderer: Renderer) -> int:
+    """Return the token that writes the character at `place`, by halving."""
+    low, high = 0, len(ids) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if len(renderer.decode(ids[: middle + 1])) > place:
+            high = middle
+        else:
+            low = middle + 1
+    return low

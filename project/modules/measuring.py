@@ -1,0 +1,119 @@
+"""What modules that measure an agent share: rows are scored on each rank, written by the first, and reported with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+
+from project.evaluation.metrics import Estimate
+from project.evaluation.results import ResultMetrics, ResultsFile
+from project.files import file_digest
+from project.ranks import gathered
+from project.records import Row
+
+
+class MeasuringModule(LightningModule):
+    """Takes rows of results (`evaluation/results.py`), of each rank its own, and reports on all ranks' together."""
+
+    task: str
+    """What is measured, as the results say it."""
+
+    def measure(self, names: Sequence[str]) -> None:
+        """Say which metrics each row holds; once, before any is taken."""
+        self._measured = ResultMetrics(names)
+        self._kinds: set[str] = set()
+        self._left_out = 0
+        self._results: ResultsFile | None = None
+
+    def take(self, row: Row, *, counts: bool = True) -> None:
+        """Count a row; one that does not count (the environment failed, it was too long) is only numbered."""
+        self._left_out += not counts
+        self._kinds |= {row["kind"]} if row["kind"] else set()
+        if counts:
+            self._measured.take(row)
+
+    def write(self, mine: list[Row]) -> None:
+        """Append all ranks' rows to the results, on the first."""
+        rows = [row for of_rank in gathered(mine) for row in of_rank]
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            self._results = self._results or ResultsFile(Path(self.trainer.default_root_dir))
+            self._results.extend(rows)
+
+    def report(self, stage: str, left_out: str) -> dict[str, Estimate]:
+        """Log what was taken since the last report, on all ranks together, and complete the results' files if any.
+
+        Args:
+            stage: `val` or `test`; a test logs intervals and n (`NAME_low`, `NAME_high`, `NAME_n`) too.
+            left_out: name of the number of rows that did not count.
+        """
+        self._measured.kinds = tuple(sorted(set().union(*gathered(self._kinds))))
+        figures, count = self._measured.compute()
+        numbers = {"n": float(count), left_out: float(sum(gathered(self._left_out)))}
+        self._measured.reset()
+        self._kinds, self._left_out = set(), 0
+        if count:
+            self.log_dict({f"{stage}/{name}": number for name, number in numbers.items()}, rank_zero_only=True)
+            self._log_figures(stage, figures)
+        if self._results is not None:
+            for path in self._results.finish(figures, self._about() | numbers):
+                self.keep(path)
+            self._results = None
+        return figures
+
+    def _log_figures(self, stage: str, figures: Mapping[str, Estimate]) -> None:
+        for name, one in figures.items():
+            self.log(f"{stage}/{name}", one.mean, rank_zero_only=True)
+            if stage == "test":
+                ends = {"low": one.low, "high": one.high, "n": float(one.n)}
+                self.log_dict({f"test/{name}_{end}": value for end, value in ends.items()}, rank_zero_only=True)
+
+    def about(self) -> Row:
+        """Return what decided the figures, for the results' summary."""
+        raise NotImplementedError
+
+    def _about(self) -> Row:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        logger: Any = self.logger
+        file, run_id = data.data_files["test"], getattr(logger, "run_id", None)
+        folder = Path(self.trainer.default_root_dir).name
+        name = logger.experiment.get_run(run_id).info.run_name if run_id else folder
+        origin = {"run": name, "run_id": run_id, "test_file": str(file), "test_digest": file_digest(file)}
+        return {"task": self.task} | origin | self.about()
+
+    def keep(self, path: Path) -> None:
+        """Store a file beside the run's metrics."""
+        logger: Any = self.logger
+        if logger is not None and hasattr(logger, "run_id"):
+            logger.experiment.log_artifact(logger.run_id, str(path))
+
+    def teardown(self, stage: str) -> None:
+        """Remove results that were not completed."""
+        del stage
+        if self._results is not None:
+            self._results.close()
+            self._results = None
+
+
+def sample_metrics(times: int) -> tuple[str, ...]:
+    """Return the names of avg@k and pass@k, for k samples of a question; none for one sample."""
+    return (f"avg_at_{times}", f"pass_at_{times}") if times > 1 else ()
+
+
+def over_samples(scores: Sequence[Mapping[str, float]], times: int) -> list[dict[str, float]]:
+    """Return avg@k (mean EM) and pass@k (whether one is right) of each question beside its first sample, NaN at its others.
+
+    Args:
+        scores: with `em`, a question's samples in a row.
+        times: k, the samples of a question.
+    """
+    names = sample_metrics(times)
+    found = []
+    for start in range(0, len(scores), times):
+        hits = [of["em"] for of in scores[start : start + times] if not math.isnan(of["em"])]
+        first = (sum(hits) / len(hits), max(hits)) if hits else (math.nan, math.nan)
+        found += [dict(zip(names, first, strict=False)), *[dict.fromkeys(names, math.nan)] * (times - 1)]
+    return found
