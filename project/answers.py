@@ -15,6 +15,8 @@ from collections.abc import Iterable
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
+_WHOLE = {"yes", "no", "noanswer"}
+
 REFUSALS = frozenset({"unknown", "i dont know", "not found", "unanswerable"})
 """Normalised answers that say the corpus does not hold the answer."""
 
@@ -43,7 +45,10 @@ def exact_match(prediction: str | None, answers: Iterable[str]) -> float:
 
 
 def token_f1(prediction: str | None, answers: Iterable[str]) -> float:
-    """Return the best F1 of shared tokens over the gold answers; without gold answers, as `exact_match`."""
+    """Return the best F1 of shared tokens over the gold answers; without gold answers, as `exact_match`.
+
+    As HotpotQA's scorer has it and SQuAD's has not, yes and no share nothing with any other answer: "yes no" is no half.
+    """
     golds = list(answers)
     if prediction is None or not golds:
         return exact_match(prediction, golds)
@@ -51,7 +56,7 @@ def token_f1(prediction: str | None, answers: Iterable[str]) -> float:
 
 
 def _f1(predicted: list[str], gold: list[str]) -> float:
-    if not predicted or not gold:
+    if not predicted or not gold or _WHOLE & {" ".join(predicted), " ".join(gold)}:
         return float(predicted == gold)
     common = sum((Counter(predicted) & Counter(gold)).values())
     return 2 * common / (len(predicted) + len(gold))

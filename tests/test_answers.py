@@ -1,6 +1,9 @@
 """Answer metrics: every expected value is worked by hand."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.functional.text import squad
 
 from project.answers import REFUSALS, cover_exact_match, exact_match, normalise_answer, token_f1
 
@@ -46,6 +49,40 @@ def test_metrics(prediction, answers, em, f1, cover):
     assert exact_match(prediction, answers) == em
     assert token_f1(prediction, answers) == pytest.approx(f1)
     assert cover_exact_match(prediction, answers) == cover
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "squad", "hotpotqa"),
+    [
+        # What the official scorers give, (EM, F1): worked by their rules, which differ for yes, no and noanswer only.
+        ("the Eiffel Tower", "Eiffel Tower", (1, 1), (1, 1)),
+        ("Eiffel Tower, Paris", "Eiffel Tower", (0, 0.8), (0, 0.8)),
+        ("yes", "Yes.", (1, 1), (1, 1)),
+        ("yes", "no", (0, 0), (0, 0)),
+        ("yes, it is", "yes", (0, 0.5), (0, 0)),
+        ("no", "no one", (0, 2 / 3), (0, 0)),
+        ("yes no", "yes", (0, 2 / 3), (0, 0)),
+        ("noanswer", "noanswer given", (0, 2 / 3), (0, 0)),
+        ("", "Paris", (0, 0), (0, 0)),
+        ("1,5", "15", (1, 1), (1, 1)),
+    ],
+)
+def test_as_the_official_scorers(prediction, gold, squad, hotpotqa):
+    """HotpotQA's where they differ; SQuAD's column is checked against torchmetrics' copy of its scorer."""
+    assert (exact_match(prediction, [gold]), token_f1(prediction, [gold])) == pytest.approx(hotpotqa)
+    assert _squad(prediction, [gold]) == pytest.approx(squad)
+
+
+@given(st.text("aAbtnhe .,'-", max_size=20), st.lists(st.text("aAbtnhe .,'-", max_size=20), min_size=1, max_size=3))
+def test_random_answers_as_squad_scores_them(prediction, golds):
+    assert (exact_match(prediction, golds), token_f1(prediction, golds)) == pytest.approx(_squad(prediction, golds))
+
+
+def _squad(prediction, golds):
+    """EM and F1 of torchmetrics, a copy of SQuAD's official scorer, from 0 to 1."""
+    target = {"id": "0", "answers": {"text": list(golds), "answer_start": [0] * len(golds)}}
+    found = squad([{"id": "0", "prediction_text": prediction}], [target])
+    return float(found["exact_match"]) / 100, float(found["f1"]) / 100
 
 
 METRICS = (exact_match, token_f1, cover_exact_match)

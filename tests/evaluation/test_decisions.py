@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import byte_tokenizer
 from torchmetrics.functional import classification as reference
 
 from project.dialects import ANSWER_TOKEN, SEARCH_TOKEN, TagsDialect, ToolsDialect
 from project.evaluation.decisions import decision_scores, search_probability
 from project.records import Turn
 from project.rendering import Renderer, prepare_tokenizer
-from tiny import byte_tokenizer
 
 
 def scores(searched, needed, probability=None, groups=None):
