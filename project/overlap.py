@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from project.answers import normalise_answer
 from project.errors import InputError
-from project.records import Conversation, Question
+from project.records import Conversation, Question, Row
 
 
 def marks(record: Question | Conversation) -> set[str]:
@@ -26,6 +26,20 @@ def marks(record: Question | Conversation) -> set[str]:
             found.add(f"the trace '{trace}'")
         found.add(f"the opening {_opening(record)}")
     return found
+
+
+def record_marks(row: Row) -> set[str]:
+    """Return the marks of a row, a conversation's or a question's; one that is neither is a `ValueError`."""
+    return marks(Conversation.from_row(row) if "messages" in row else Question.from_row(row))
+
+
+LASTING = ("the answer to ", "the trace ", "the opening ")
+"""Beginnings of marks that say the same in every file; ids and groups may be numbers of one file."""
+
+
+def lasting(found: Iterable[str]) -> set[str]:
+    """Return those of the marks that say the same in every file."""
+    return {mark for mark in found if mark.startswith(LASTING)}
 
 
 def _opening(conversation: Conversation) -> str:

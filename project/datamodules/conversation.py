@@ -115,6 +115,10 @@ class ConversationDataModule(LightningDataModule):
             which = "those for validation" if name == "validation" else f"those of {path.name}"
             refuse_overlap({"the training conversations": trained, which: validation[name].marks()})
 
+    def marks(self, name: str) -> set[str]:
+        """Return the marks of the samples used for `train` or `validation`; see `overlap.marks`."""
+        return self._sets[name].marks()
+
     def _renderer(self) -> Renderer:
         module: Any = self.trainer.lightning_module if self.trainer else None
         return module.make_renderer(self.weights)  # type: ignore[no-any-return]

@@ -15,9 +15,12 @@ from lightning import LightningDataModule
 from project.datamodules.plan import draw
 from project.errors import InputError
 from project.files import read_records
-from project.overlap import marks, refuse_overlap
+from project.overlap import lasting, marks, record_marks, refuse_overlap
 from project.records import Question, Row
 from project.rewards.constraints import check_constraints
+
+WAVES = 16
+"""Times as many questions in a batch of a test as run at once: at its end some wait for the slowest, and rows are written."""
 
 
 @dataclass
@@ -125,6 +128,7 @@ class QuestionDataModule(LightningDataModule):
         kinds: Sequence[str] | None = None,
         seed: int = 0,
         check_split: bool = True,
+        leave_out: Sequence[Path] = (),
     ) -> None:
         """Take the files.
 
@@ -134,7 +138,7 @@ class QuestionDataModule(LightningDataModule):
             test_file: questions for `seeker test`.
             predict_file: questions for `seeker predict`.
             batch_questions: training questions in one update.
-            eval_batch_questions: questions whose episodes run at once in validation, test and prediction.
+            eval_batch_questions: episodes that run at once in validation, test and prediction.
             limit: use only so many questions of each file but the training one, drawn by the seed, in the file's order.
             train_limit: train on only so many of the training questions, drawn by the seed.
             train_balanced: draw as many of each kind of question, give or take one, and deal them so to the batches: the
@@ -143,6 +147,8 @@ class QuestionDataModule(LightningDataModule):
             kinds: use only questions of these kinds, of each file; None uses all.
             seed: of the draws, and of the order of the training questions.
             check_split: refuse training, validation and test questions that share a group, or a question with its answer.
+            leave_out: files of questions or conversations, such as what another model was trained on; a question for
+                validation, test or prediction that one of them asks is not used.
         """
         super().__init__()
         files = {"train": train_file, "validation": validation_file, "test": test_file, "predict": predict_file}
@@ -150,6 +156,7 @@ class QuestionDataModule(LightningDataModule):
         self.batch_questions, self.eval_batch_questions = batch_questions, eval_batch_questions
         self.limit, self.train_limit, self.train_passes, self.seed = limit, train_limit, train_passes, seed
         self.train_balanced, self.kinds, self.check_split = train_balanced, kinds, check_split
+        self.leave_out = tuple(leave_out)
         self._questions: dict[str, list[Question]] = {}
 
     def setup(self, stage: str) -> None:
@@ -161,8 +168,19 @@ class QuestionDataModule(LightningDataModule):
         if self.check_split:
             sides = {name: found for name, found in self._questions.items() if name != "predict"}
             refuse_overlap({f"the {name} questions": set().union(*map(marks, found)) for name, found in sides.items()})
+        if self.leave_out:
+            asked = lasting(mark for path in self.leave_out for found in read_records(path, record_marks) for mark in found)
+            for name in self._questions.keys() - {"train"}:
+                self._questions[name] = [q for q in self._questions[name] if not asked & marks(q)]
+                if not self._questions[name]:
+                    raise InputError(f"data.leave_out leaves no question of {self.data_files[name]}; give another file")
         if self.kinds is not None:
             self._questions = {name: self._of_kinds(name, found) for name, found in self._questions.items()}
+
+    def marks(self, name: str) -> set[str]:
+        """Return the marks of the questions used for `train`, `validation` or `test`; see `overlap.marks`."""
+        loader = self.train_dataloader() if name == "train" else self._held_out(name)
+        return set().union(*map(marks, loader.questions))
 
     def _of_kinds(self, name: str, questions: list[Question]) -> list[Question]:
         chosen = [question for question in questions if question.kind in (self.kinds or ())]
@@ -190,16 +208,16 @@ class QuestionDataModule(LightningDataModule):
 
     def test_dataloader(self) -> QuestionLoader:
         """Return the test questions in order."""
-        return self._held_out("test")
+        return self._held_out("test", WAVES)
 
     def predict_dataloader(self) -> QuestionLoader:
         """Return the questions to predict in order."""
-        return self._held_out("predict")
+        return self._held_out("predict", WAVES)
 
-    def _held_out(self, name: str) -> QuestionLoader:
+    def _held_out(self, name: str, waves: int = 1) -> QuestionLoader:
         questions = self._questions[name]
         drawn = sorted(draw(range(len(questions)), self.limit, f"{self.seed}/{name}"))
-        return QuestionLoader([questions[i] for i in drawn], self.eval_batch_questions)
+        return QuestionLoader([questions[i] for i in drawn], waves * self.eval_batch_questions)
 
 
 def _read(row: Row) -> Question:

@@ -9,8 +9,10 @@ from pathlib import Path
 from lightning import LightningDataModule
 
 from project.datamodules.plan import draw
+from project.datamodules.question import WAVES
 from project.errors import InputError
 from project.files import local_file, read_records
+from project.overlap import marks
 from project.records import Conversation
 
 
@@ -66,6 +68,11 @@ class SummaryDataModule(LightningDataModule):
         drawn = sorted(draw(range(len(found)), self.limit, f"{self.seed}/test"))
         self._conversations = [found[i] for i in drawn]
 
+    def marks(self, name: str) -> set[str]:
+        """Return the marks of the samples; see `overlap.marks`."""
+        del name
+        return set().union(*map(marks, self._conversations))
+
     def test_dataloader(self) -> Batches:
         """Return batches of conversations."""
-        return Batches(self._conversations, self.eval_batch)
+        return Batches(self._conversations, WAVES * self.eval_batch)

@@ -214,7 +214,8 @@ class SearchAgent(MeasuringModule):
     ) -> list[Episode]:
         assert self._engine is not None
         tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk) if self.retrieval_url else None
-        runner = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature, given_up or Event())
+        stop, at_once = given_up or Event(), self._episodes_at_once()
+        runner = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature, stop, at_once)
         episodes = runner.run(questions, seeds)
         return self.judge.judged(episodes) if self.judge else episodes
 

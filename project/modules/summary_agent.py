@@ -26,6 +26,7 @@ from project.ranks import gathered_or_raised, part_of, world
 from project.records import Conversation, Message, Row
 from project.rollouts.engines import EngineName
 from project.rollouts.engines.protocol import Sampling
+from project.rollouts.runner import together
 
 FROM = ("own", "given", "full")
 """What a next turn is written from: the model's own summary, the reference, the whole context."""
@@ -103,7 +104,9 @@ class SummaryAgent(SearchAgent):
 
     def _written(self, conversations: Sequence[Conversation]) -> list[Row]:
         async def all_of_them() -> list[Row]:
-            return await asyncio.gather(*(self._sample(self._taken_apart(one)) for one in conversations))
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            samples = (self._sample(self._taken_apart(one)) for one in conversations)
+            return await together(samples, -(-int(data.eval_batch) // world()[1]))
 
         return asyncio.run(all_of_them())
 

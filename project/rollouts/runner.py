@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from threading import Event
+from typing import Any, TypeVar
 
 from project.environment.search import EpisodeLimits, SearchEnvironment, SearchTool
 from project.errors import EngineError, InputError
@@ -17,6 +19,8 @@ from project.records import Episode, FinishReason, Question, Turn
 from project.rendering import Renderer
 from project.rollouts.engines.protocol import Engine, Sampling
 from project.rollouts.search_thread import search_thread
+
+Done = TypeVar("Done")
 
 LEAST_TOKENS = 8
 """Room in the context below which no turn is begun."""
@@ -34,6 +38,8 @@ class EpisodeRunner:
     temperature: float = 1.0
     given_up: Event = field(default_factory=Event)
     """Set by another thread, it ends the run with the turns that are being written."""
+    at_once: int | None = None
+    """Episodes that run at once; the next begins when one has ended. None begins all."""
 
     def run(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Episode]:
         """Run one episode per question and return them in order.
@@ -49,8 +55,8 @@ class EpisodeRunner:
             return asyncio.run(replace(self, tool=tool)._all(questions, seeds))
 
     async def _all(self, questions: Sequence[Question], seeds: Sequence[int]) -> list[Episode]:
-        tasks = (self.episode(question, seed) for question, seed in zip(questions, seeds, strict=True))
-        return list(await asyncio.gather(*tasks))
+        episodes = (self.episode(question, seed) for question, seed in zip(questions, seeds, strict=True))
+        return await together(episodes, self.at_once)
 
     async def episode(self, question: Question, seed: int) -> Episode:
         """Run one episode to its end."""
@@ -108,6 +114,17 @@ class EpisodeRunner:
         return Sampling(self.temperature, min(most, room), (self.renderer.end_id,), seed % (1 << 62))
 
 
+async def together(work: Iterable[Coroutine[Any, Any, Done]], at_once: int | None) -> list[Done]:
+    """Do all of the work, so many at once, and return what it gives in order: no wave waits for its slowest."""
+    room = asyncio.Semaphore(at_once) if at_once else nullcontext()
+
+    async def one(of: Coroutine[Any, Any, Done]) -> Done:
+        async with room:
+            return await of
+
+    return list(await asyncio.gather(*map(one, work)))
+
+
 def _row(turns: Sequence[Turn], new: Sequence[int], fresh: bool) -> tuple[int, ...]:
     """Return what a training row holds before a turn: the turns since its context began, and what is new."""
     last = max((i for i, turn in enumerate(turns) if turn.fresh), default=0)
@@ -128,8 +145,3 @@ def _episode(environment: SearchEnvironment, turns: Sequence[Turn]) -> Episode:
         malformed=environment.malformed,
         error=environment.error,
     )
-
-
-def without_turns(episode: Episode) -> Episode:
-    """Return the episode without its tokens, for storing."""
-    return replace(episode, turns=())

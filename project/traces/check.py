@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from project.errors import InputError
-from project.overlap import marks, refuse_overlap
-from project.records import Conversation, Question
+from project.overlap import record_marks, refuse_overlap
 from project.streams import ROW_ERRORS, Readable, chunked, in_processes
 from project.writing import stem_of
 
@@ -85,7 +84,7 @@ def _marks(chunk: Readable) -> Iterator[set[str]]:
         if not isinstance(row, dict):
             raise InputError(f"{chunk.path}, line {number}: {reason}")
         try:
-            yield marks(Conversation.from_row(row) if "messages" in row else Question.from_row(row))
+            yield record_marks(row)
         except ROW_ERRORS as error:
             raise InputError(f"{chunk.path}, line {number}: {error}") from error
 

@@ -15,7 +15,7 @@ from project.rendering import Renderer, prepare_tokenizer
 from project.rollouts.engines import make_engine
 from project.rollouts.engines.protocol import Generation
 from project.rollouts.rows import training_rows
-from project.rollouts.runner import EpisodeRunner, without_turns
+from project.rollouts.runner import EpisodeRunner, together
 
 QUESTION = Question("q", "Which metal is liquid?", ("mercury",))
 SEARCH = "<think>\nI search.\n</think>\n<search>\nliquid\n</search>"
@@ -185,10 +185,26 @@ def test_a_prompt_longer_than_the_context_is_one_sentence(tags):
         run(tags, [ANSWER], context_tokens=100)
 
 
-def test_without_turns(tags):
-    episode, _ = run(tags, [ANSWER])
-    assert without_turns(episode).turns == ()
-    assert without_turns(episode).messages == episode.messages
+def test_trap_10_the_next_begins_when_one_has_ended():
+    """Of tasks that take 9, 1, 1, 1, … steps two at once: the long one holds up nobody, and the results keep their order."""
+    running, most, log = 0, 0, []
+
+    async def work(number, steps):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        running -= 1
+        log.append(number)
+        return number
+
+    done = asyncio.run(together((work(i, 40 if i == 0 else 1) for i in range(8)), 2))
+    assert done == list(range(8))
+    assert most == 2
+    assert log[-1] == 0
+    assert asyncio.run(together((work(i, 1) for i in range(5)), None)) == list(range(5))
+    assert most == 5
 
 
 def test_the_tiny_model_gives_the_same_episodes_alone_and_together(tmp_path, tags):
