@@ -17,6 +17,8 @@ from project.records import Row
 from project.writing import write_text
 
 HAND_OVER = "hand_over.json"
+BEFORE = "before.json"
+"""What the weights measured that a training started from."""
 MEASURED = "seeker_measured"
 """The key of a checkpoint under which it holds the metrics of the last validation before it."""
 

@@ -1,16 +1,18 @@
-"""What a pipeline forgets: the loss on each phase's validation set after each phase, as metrics and as a picture.
+"""What a pipeline forgets: the loss on each phase's validation set before and after each phase, as metrics and as a picture.
 
 They lie in one MLflow run of the pipeline, under which its page shows the phases' runs, and in the pipeline's folder.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from project.progressive.pipeline import MANIFEST, Pipeline
+from project.modules.hand_over import BEFORE
+from project.progressive.pipeline import MANIFEST, Phase, Pipeline
 from project.tracking.provenance import git_tags, version_tags
 from project.tracking.store import client, experiment_id
 
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
 
 PICTURE = "forgetting.svg"
 EXPERIMENT = "seeker"
+START = "before"
 
 Losses = dict[str, dict[str, float]]
-"""By finished phase and validation set: the loss of the weights that the phase hands on."""
+"""By finished phase (or `before` the first) and validation set: the loss of the weights that the phase hands on."""
 
 
 def own_sets(files: Mapping[str, str]) -> dict[str, str]:
@@ -35,17 +38,27 @@ def own_sets(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def losses(pipeline: Pipeline) -> Losses:
-    """Return what the phases' hand-overs say: of the best weights where a training kept such, else of the last."""
-    found: Losses = {}
+    """Return what the first phase measured before it began, and what the phases' hand-overs say.
+
+    That is of the best weights where a training kept such, else of the last.
+    """
+    first = pipeline.phases[0]
+    before = pipeline.phase_folder(first) / BEFORE
+    found = {START: _of_sets(pipeline, first, json.loads(before.read_text(encoding="utf-8")))} if before.is_file() else {}
     for phase in pipeline.phases:
         row = pipeline.done.get(phase.name, {})
         if row.get("finished"):
             metrics = row["hands_on"].get("best", row["hands_on"]["last"])["metrics"]
-            own = pipeline.sets.get(phase.name, phase.name)
-            found[phase.name] = {own: metrics["val/loss"]} if "val/loss" in metrics else {}
-            others = {name: value for name, value in metrics.items() if name.startswith("val_") and name.endswith("/loss")}
-            found[phase.name] |= {name.removeprefix("val_").removesuffix("/loss"): value for name, value in others.items()}
+            found[phase.name] = _of_sets(pipeline, phase, metrics)
     return found
+
+
+def _of_sets(pipeline: Pipeline, phase: Phase, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the losses by validation set of what a phase has measured."""
+    own = pipeline.sets.get(phase.name, phase.name)
+    found = {own: metrics["val/loss"]} if "val/loss" in metrics else {}
+    others = {name: value for name, value in metrics.items() if name.startswith("val_") and name.endswith("/loss")}
+    return found | {name.removeprefix("val_").removesuffix("/loss"): value for name, value in others.items()}
 
 
 @contextmanager
@@ -77,12 +90,12 @@ def _new_run(of: MlflowClient, pipeline: Pipeline) -> str:
 
 
 def record(pipeline: Pipeline) -> None:
-    """Log the losses after each finished phase, whose number is the step, and draw them."""
+    """Log the losses before the first phase (step 0) and after each finished one, whose number is the step, and draw them."""
     from mlflow.entities import Metric
 
     of, run_id, found = client(), str(pipeline.run_id), losses(pipeline)
     rows = [
-        Metric(f"val_{name}/loss", value, 0, pipeline.phase(phase).number)
+        Metric(f"val_{name}/loss", value, 0, 0 if phase == START else pipeline.phase(phase).number)
         for phase, row in found.items()
         for name, value in row.items()
     ]
@@ -109,7 +122,7 @@ def draw(found: Losses, file: Path) -> None:
     for (row, column), value in np.ndenumerate(table):
         axis.text(column, row, "" if np.isnan(value) else f"{value:.3f}", ha="center", va="center")
     axis.set_xticks(range(len(sets)), sets)
-    axis.set_yticks(range(len(found)), [f"after {phase}" for phase in found])
+    axis.set_yticks(range(len(found)), [phase if phase == START else f"after {phase}" for phase in found])
     axis.set(title="validation loss; darker: further above the set's lowest")
     with plt.rc_context({"svg.hashsalt": "seeker"}):
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -29,6 +29,7 @@ from project.tracking.store import find_run, project_root, run_folder_id, runs_f
 from project.writing import write_text
 
 MANIFEST = "pipeline.json"
+MEASURE_BEFORE = "project.modules.measure_before.MeasureBefore"
 SHARED_KEYS = {"config", "overrides", "weights", "adapter"}
 KEYS = {"name", "phases"} | SHARED_KEYS
 PHASE_KEYS = {"name", "start_from"} | SHARED_KEYS
@@ -183,6 +184,8 @@ class Pipeline:
         words = [*phase.words(), *start]
         if self.also_validate.get(phase.name):
             words.append(f"--data.also_validate={json.dumps(self.also_validate[phase.name])}")
+        if phase.number == 1:
+            words += ["--trainer.num_sanity_val_steps=-1", f"--trainer.callbacks+={MEASURE_BEFORE}"]
         words += [f"--trainer.default_root_dir={folder}", f"--model.export_dir={folder / 'merged'}"]
         return [*words, f"--trainer.logger.init_args.run_name={self.name}/{phase.name}"]
 

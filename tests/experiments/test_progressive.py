@@ -79,6 +79,7 @@ def test_it_continues_where_it_stopped(
     assert [row["finished"] for row in phases.values()] == [True] * 3
     _check_runs(manifest(folder))
     assert (folder / "forgetting.svg").read_text().count("after ") >= 3
+    assert "before -->" in (folder / "forgetting.svg").read_text()
 
 
 def _check_runs(held: dict[str, Any]) -> None:
@@ -97,7 +98,8 @@ def _check_runs(held: dict[str, Any]) -> None:
         for other in PHASES:
             measured = "val/loss" if other == name else f"val_{other}/loss"
             curve = metric_curve(held["run_id"], f"val_{other}/loss")
-            assert sorted(curve) == [1, 2, 3]
+            assert sorted(curve) == [0, 1, 2, 3]
+            assert 4 < curve[0] < 7, "of the random model, before the first phase: ln 261 = 5.6"
             assert curve[number + 1] == phases[name]["hands_on"]["best"]["metrics"][measured]
             assert run_metrics(of_phase)[measured] == pytest.approx(curve[number + 1], rel=1e-6)
 
