@@ -50,14 +50,24 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve retrieval": ("project.corpus.serving.command:retrieval", "serve POST /retrieve from an index"),
     "serve mcp": ("project.corpus.serving.mcp:mcp", "serve search as an MCP tool"),
     "progressive": ("project.progressive.command:progressive", "train phase after phase, each from the one before"),
+    "report": ("project.evaluation.report:report", "test results as a page: tables, plots, the worst questions"),
     "compare": ("project.tracking.compare:compare", "runs side by side from MLflow"),
-    "runs": ("project.tracking.compare:runs", "list the tracked runs"),
-    "lineage": ("project.tracking.compare:lineage", "what a run was made from: parents, datasets, checkpoints"),
+    "runs": ("project.tracking.select:runs", "list the tracked runs"),
+    "lineage": ("project.tracking.lineage:lineage", "what a run was made from and what from it; what a file was used for"),
+    "reproduce": ("project.tracking.reproduce:reproduce", "make a run again: its data, the trainings before it, and itself"),
+    "sync": ("project.tracking.sending:sync", "send MLflow what a run could not while its server was away"),
     "doctor": ("project.apps.doctor:doctor", "what this machine has for Seeker, and what is wrong with it"),
     "ui": ("project.tracking.store:ui", "open MLflow's page on the project's store"),
 }
 
-WORD_OPTIONS = {"compare": "--run+=", "lineage": "--run=", "data show": "--input_file="}
+WORD_OPTIONS = {
+    "compare": "--run+=",
+    "report": "--results+=",
+    "lineage": "--run=",
+    "reproduce": "--run=",
+    "sync": "--folder=",
+    "data show": "--input_file=",
+}
 """Verbs whose first words need no option: `seeker compare A B` is `seeker compare --run+=A --run+=B`."""
 
 
@@ -126,7 +136,7 @@ def _run_verb(verb: str, args: list[str]) -> int:
     if not has_config:
         parser.add_argument("--config", action="config", help="a YAML file of these options")
     parser.add_function_arguments(function, as_group=False, as_positional=False, sub_configs=True, skip={"overrides"})
-    args = _with_flags(_name_words(verb, args), parameters)
+    args = _with_flags(_appended(_name_words(verb, args), parameters), parameters)
     args, overrides = _split_overrides(args, parameters) if "overrides" in parameters else (args, [])
     try:
         options = parser.instantiate(parser.parse_args(args))
@@ -144,6 +154,17 @@ def _with_flags(args: list[str], parameters: Mapping[str, Parameter]) -> list[st
     return [
         f"{arg}=true" if arg in switches and after.startswith("-") else arg for arg, after in zip(args, following, strict=False)
     ]
+
+
+def _appended(args: list[str], parameters: Mapping[str, Parameter]) -> list[str]:
+    """Return `args` with `--NAME+` for each option of several strings that is given one of them, so that it may be again."""
+    several = {f"--{name}" for name, parameter in parameters.items() if parameter.annotation == "list[str] | None"}
+    words: list[str] = []
+    for arg, after in zip(args, [*args[1:], ""], strict=False):
+        name, equals, value = arg.partition("=")
+        is_one = name in several and not (value if equals else after).startswith("[")
+        words.append(f"{name}+{equals}{value}" if is_one else arg)
+    return words
 
 
 def _split_overrides(args: list[str], parameters: Mapping[str, Parameter]) -> tuple[list[str], list[str]]:

@@ -41,4 +41,4 @@ class JudgeError(SeekerError):
 
 
 class TrackingError(SeekerError):
-    """A run, metric or artifact that tracking was asked for does not exist."""
+    """A run, metric or artifact that tracking was asked for does not exist, or the store of runs cannot be reached."""

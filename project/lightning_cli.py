@@ -33,13 +33,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from project.checkpoint_io import furthest, is_whole
 from project.errors import InputError, SeekerError, TrainingError
+from project.evaluation.command import test_words
 from project.files import read_yaml
 from project.modules.save_on_stop import SaveOnStop
 from project.modules.sharding import FSDP2
 from project.modules.show_batch import ShowBatch
 from project.parser_errors import one_sentence
 from project.runtime import quiet_transformers
-from project.tracking.callback import TrackRun
+from project.tracking.callback import TrackRun, checkpoint_run_id
+from project.tracking.guard import TESTED, GuardTest
 from project.tracking.logger import SeekerLogger
 from project.tracking.store import project_root, run_folder_id, runs_folder
 
@@ -88,6 +90,7 @@ def resolved(args: Sequence[str]) -> ResolvedCLI:
 
 def run_with(cli: type[SeekerCLI], args: list[str]) -> SeekerCLI:
     """Do as `run` does with another class of command line."""
+    args = test_words(args)
     _check_configs(args)
     _quiet()
     _import_classes()
@@ -123,6 +126,9 @@ class SeekerCLI(LightningCLI):
             parser.add_argument("--show_batch", type=bool, default=False, help="print the first micro-batch with its weights")
             help_fresh = "with --ckpt_path last: start afresh where there is no checkpoint yet"
             parser.add_argument("--allow_fresh", type=bool, default=False, help=help_fresh)
+        elif subcommand in TESTED:
+            help_overlap = "test on questions or traces that the model was trained on, which is refused otherwise"
+            parser.add_argument("--allow_overlap", type=bool, default=False, help=help_overlap)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own type
@@ -143,7 +149,9 @@ class SeekerCLI(LightningCLI):
             trainer.default_root_dir = str(_run_folder(str(self.subcommand), name, config.get("ckpt_path")))
         trainer.default_root_dir = str(Path(trainer.default_root_dir).expanduser().resolve())
         self._dump_config()
-        self.trainer_defaults["callbacks"] = [TrackRun(config=self.config_dump), SaveOnStop()]
+        self._guard = GuardTest(allow_overlap=bool(config.get("allow_overlap")))
+        tracked = TrackRun(config=self.config_dump, command=["seeker", *self.words])
+        self.trainer_defaults["callbacks"] = [tracked, self._guard, SaveOnStop()]
 
     def after_instantiate_classes(self) -> None:
         """Put checkpoints into the run's folder, find the one to load, and go on in the MLflow run that it belongs to."""
@@ -159,6 +167,7 @@ class SeekerCLI(LightningCLI):
             arguments["ckpt_path"] = str(checkpoint)
         elif arguments.get("allow_fresh"):
             arguments["ckpt_path"] = None
+        self._guard.checkpoint = checkpoint
         if arguments.get("show_batch"):
             self.trainer.callbacks.append(ShowBatch())  # type: ignore[attr-defined]
         for logger in self.trainer.loggers:
@@ -193,7 +202,7 @@ class SeekerCLI(LightningCLI):
 
     def _connect(self, logger: SeekerLogger, checkpoint: Path | None, folder: Path) -> None:
         """Resumed in its own folder a training goes on in its run; any other use of a checkpoint makes its run the parent."""
-        run_id = run_folder_id(checkpoint)
+        run_id = checkpoint_run_id(checkpoint)
         if run_id is None or checkpoint is None:
             return
         if self.subcommand == "fit" and checkpoint.resolve().is_relative_to(folder):

@@ -13,25 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from project.dialects import assistant_spans
-from project.evaluation.metrics import Estimate, GroupedRows, Numbers, resamples
+from project.evaluation.metrics import Estimate, Numbers, resamples
 from project.records import SpanKind, Turn
 from project.rendering import Renderer
 
 BINS = 10
 """Equal parts of 0 to 1 in which forecast and outcome are compared."""
-NAMES = ("searched", "needed", "probability")
-
-
-class Decisions(GroupedRows):
-    """Accuracy, F1, precision and recall of both classes, AUROC, calibration error, and two baselines."""
-
-    def __init__(self) -> None:
-        super().__init__(NAMES)
-
-    def compute(self) -> dict[str, Estimate]:
-        """Return {name: estimate}; the probability's figures are left out where none is known or one class is missing."""
-        groups, columns = self.columns()
-        return decision_scores(columns["searched"], columns["needed"], columns["probability"], groups) if len(groups) else {}
 
 
 def decision_scores(

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchmetrics import Metric
 
 from project.answers import REFUSALS, cover_exact_match, exact_match, normalise_answer, token_f1
 from project.records import Episode, FinishReason
@@ -171,45 +168,3 @@ def group_numbers(groups: Sequence[str] | Numbers) -> Numbers:
         if group not in digest:
             digest[group] = float(int.from_bytes(hashlib.sha256(group.encode(errors="surrogatepass")).digest()[:6]))
     return np.asarray([digest[group] for group in groups])
-
-
-class GroupedRows(Metric):
-    """Rows of numbers of the same names, each with the group that it belongs to; all ranks' once it computes.
-
-    The one state is flat, `[group, value, value, …]` a row, as a rank may have none.
-    """
-
-    full_state_update = False
-    rows: list[Tensor] | Tensor
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self.names = tuple(names)
-        self.set_dtype(torch.float64)
-        self.add_state("rows", [], dist_reduce_fx="cat")
-
-    def update(self, values: Sequence[float], group: str) -> None:
-        """Take a row."""
-        device = self.device if torch.distributed.is_initialized() else "cpu"  # Apple's GPUs have no float64
-        assert isinstance(self.rows, list)
-        self.rows.append(torch.tensor([*group_numbers([group]), *values], dtype=torch.float64, device=device))
-
-    def columns(self) -> tuple[Numbers, dict[str, Numbers]]:
-        """Return the rows' groups, and their values by name."""
-        rows = self.rows if isinstance(self.rows, Tensor) else torch.cat([torch.empty(0, dtype=torch.float64), *self.rows])
-        table = rows.reshape(-1, 1 + len(self.names)).cpu().numpy()
-        return table[:, 0], {name: table[:, 1 + place] for place, name in enumerate(self.names)}
-
-    def compute(self) -> Any:  # noqa: ANN401 - what a subclass makes of them
-        """Return the groups and columns."""
-        return self.columns()
-
-
-class Means(GroupedRows):
-    """The means of metrics with n and interval; those that applied to no row are left out."""
-
-    def compute(self) -> dict[str, Estimate]:
-        """Return {name: estimate} of the rows so far."""
-        groups, columns = self.columns()
-        found = {name: estimate(column, share=is_share(name), groups=groups) for name, column in columns.items()}
-        return {name: one for name, one in found.items() if one.n}

@@ -7,20 +7,15 @@ every float column for a metric. `seeker report` and `seeker compare` read both 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from project.evaluation.decisions import decision_scores
-from project.evaluation.metrics import Estimate, GroupedRows, estimate, group_numbers, is_share
+from project.evaluation.metrics import Estimate
 from project.records import Episode, Row
 from project.writing import Sink, dumps, write_text
 
 RESULTS, SUMMARY = "results.parquet", "summary.json"
-BY_KIND = ("em", "f1", "decision_accuracy", "own_em", "own_action")
-"""Metrics that are given for each kind of question, too."""
-_KIND, _NEEDED, _SEARCHED = "kind", "needed", "searched"
 
 
 def episode_row(episode: Episode, sample: int, scores: Mapping[str, float]) -> Row:
@@ -42,40 +37,6 @@ def episode_row(episode: Episode, sample: int, scores: Mapping[str, float]) -> R
         "messages": [message.to_row() for message in episode.messages],
         **scores,
     }
-
-
-class ResultMetrics(GroupedRows):
-    """All figures of a test, from all ranks' rows: means, those of each kind of question, and the decision's.
-
-    `kinds` must be the same on all ranks before it computes.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__((*names, _KIND, _NEEDED, _SEARCHED))
-        self.kinds: tuple[str, ...] = ()
-
-    def take(self, row: Row) -> None:
-        """Take a row of the results."""
-        needs = row.get("needs_search")
-        needed = math.nan if needs is None else float(needs)
-        searched = float(row["decision_accuracy"] == needed) if needs is not None else math.nan
-        values = [row[name] for name in self.names[:-3]]
-        self.update([*values, float(group_numbers([row["kind"]])[0]), needed, searched], row["group"])
-
-    def compute(self) -> tuple[dict[str, Estimate], int]:
-        """Return {name: estimate} of what applied to at least one row, and the number of rows; `NAME_KIND` is of one kind."""
-        groups, columns = self.columns()
-        kind, needed, searched = (columns.pop(name) for name in (_KIND, _NEEDED, _SEARCHED))
-        found = {name: estimate(column, share=is_share(name), groups=groups) for name, column in columns.items()}
-        for name in (name for name in BY_KIND if name in columns):
-            for label, number in zip(self.kinds, group_numbers(self.kinds), strict=True):
-                is_it = kind == number
-                found[f"{name}_{label}"] = estimate(columns[name][is_it], share=is_share(name), groups=groups[is_it])
-        known = needed == needed
-        if known.any():
-            decisions = decision_scores(searched[known], needed[known], columns["search_probability"][known], groups[known])
-            found |= {f"decision_{name}": one for name, one in decisions.items()}
-        return {name: one for name, one in found.items() if one.n}, len(groups)
 
 
 class ResultsFile:

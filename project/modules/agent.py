@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
@@ -33,7 +33,12 @@ from project.rewards.answer import AnswerReward
 from project.rewards.judge import Judge
 from project.rollouts.engines import Engine, EngineName, make_engine
 from project.rollouts.runner import EpisodeRunner
+from project.tracking.episodes import trace_of
+from project.tracking.logger import SeekerLogger
 from project.writing import write_rows
+
+TRACED = 20
+"""Episodes of a test that MLflow shows turn by turn; all of them are in the results."""
 
 
 class SearchAgent(MeasuringModule):
@@ -268,9 +273,17 @@ class SearchAgent(MeasuringModule):
         self._rows(self._evaluate(batch))
 
     def test_step(self, batch: list[Question], batch_idx: int) -> None:
-        """Run the batch's episodes and write them down."""
-        del batch_idx
-        self.write(self._rows(self._evaluate(batch)))
+        """Run the batch's episodes and write them down, the first of them as traces, too."""
+        episodes = self._evaluate(batch)
+        self.write(self._rows(episodes))
+        if batch_idx == 0:
+            self._trace_tested([episode for episode in episodes if episode.turns][:TRACED])
+
+    def _trace_tested(self, episodes: Sequence[Episode]) -> None:
+        logger = self.logger
+        if isinstance(logger, SeekerLogger) and self.trainer.is_global_zero:
+            for episode in episodes:
+                logger.keep_trace(trace_of(*logger.ids, episode, self.reward(episode)))
 
     def predict_step(self, batch: list[Question], batch_idx: int) -> list[Row]:
         """Return conversations with their scores."""

@@ -9,11 +9,13 @@ from typing import Any
 
 from lightning import LightningModule
 
+from project.evaluation.grouped import ResultMetrics
 from project.evaluation.metrics import Estimate
-from project.evaluation.results import ResultMetrics, ResultsFile
+from project.evaluation.results import ResultsFile
 from project.files import file_digest
 from project.ranks import gathered
 from project.records import Row
+from project.tracking.logger import SeekerLogger
 
 
 class MeasuringModule(LightningModule):
@@ -77,18 +79,17 @@ class MeasuringModule(LightningModule):
 
     def _about(self) -> Row:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        logger: Any = self.logger
-        file, run_id = data.data_files["test"], getattr(logger, "run_id", None)
-        folder = Path(self.trainer.default_root_dir).name
-        name = logger.experiment.get_run(run_id).info.run_name if run_id else folder
-        origin = {"run": name, "run_id": run_id, "test_file": str(file), "test_digest": file_digest(file)}
+        logger, file = self.logger, data.data_files["test"]
+        run = {"run": Path(self.trainer.default_root_dir).name, "run_id": None}
+        if isinstance(logger, SeekerLogger):
+            run = {"run": logger.run_name, "run_id": logger.run_id}
+        origin = run | {"test_file": str(file), "test_digest": file_digest(file)}
         return {"task": self.task} | origin | self.about()
 
     def keep(self, path: Path) -> None:
         """Store a file beside the run's metrics."""
-        logger: Any = self.logger
-        if logger is not None and hasattr(logger, "run_id"):
-            logger.experiment.log_artifact(logger.run_id, str(path))
+        if isinstance(self.logger, SeekerLogger):
+            self.logger.keep_file(path)
 
     def teardown(self, stage: str) -> None:
         """Remove results that were not completed."""

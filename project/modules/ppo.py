@@ -45,7 +45,6 @@ from project.ranks import clip_gradients, gathered, same_on_all, sum_gradients, 
 from project.records import Episode, Question
 from project.rollouts.rows import TrainingRow, collate_rows, training_rows
 from project.runtime import return_freed_memory
-from project.tracking.episodes import flush_episodes
 from project.tracking.logger import SeekerLogger
 
 logger = logging.getLogger(__name__)
@@ -462,13 +461,13 @@ class PPO(RolloutAgent):
             self.log(f"ppo/{name}", together(notes, name).mean())
 
     def on_fit_end(self) -> None:
-        """Write the merged folder, and what MLflow has still to write."""
-        if isinstance(self.logger, SeekerLogger):
-            flush_episodes()
+        """Write the merged folder, and register it where the logger is to."""
         if not self.trainer.interrupted:
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
             export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
+            if isinstance(self.logger, SeekerLogger):
+                self.logger.keep_model(folder)
 
 
 def mean_kl(notes: Sequence[Notes]) -> float:

@@ -31,7 +31,7 @@ from project.modules.ppo_settings import PPOSettings
 from project.ranks import gathered, gathered_or_raised, world
 from project.records import Episode, Question
 from project.rollouts.engines.weights import shared_folder
-from project.tracking.episodes import log_episode
+from project.tracking.episodes import trace_of
 from project.tracking.logger import SeekerLogger
 
 Scores = dict[str, float]
@@ -223,7 +223,7 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
         rolled = int(self.updates) - self.overlap
         drawn = torch.randperm(len(episodes), generator=self._generator(-2))[: self.traced_episodes].tolist()
         for i in sorted(drawn):
-            log_episode(str(logger.run_id), str(logger.experiment_id), episodes[i], scores[i], rolled)
+            logger.keep_trace(trace_of(*logger.ids, episodes[i], scores[i], rolled))
 
     def _generator(self, key: int) -> torch.Generator:
         return torch.Generator().manual_seed(hash((self.seed, int(self.updates), key)) % (1 << 31))

@@ -31,6 +31,7 @@ from project.modules.policy import (
 )
 from project.modules.sharding import local, shard
 from project.rendering import KINDS, Renderer
+from project.tracking.logger import SeekerLogger
 
 SHOWN = 8
 """Samples that an error names."""
@@ -246,6 +247,8 @@ class SFT(AdapterCheckpoint, LightningModule):
             held = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
             hands_on["best"] = HandedOn(str(folder), str(best), held["global_step"], held.get(MEASURED, {}))
             self._note(hands_on)
+        if isinstance(self.logger, SeekerLogger):
+            self.logger.keep_model(folder)
 
     def _note(self, hands_on: Mapping[str, HandedOn]) -> None:
         if self.trainer.is_global_zero:

@@ -21,7 +21,8 @@ from typing import Any
 from project.errors import InputError, SeekerError, TrainingError
 from project.modules.hand_over import HAND_OVER, read_hand_over
 from project.progressive import forgetting
-from project.progressive.pipeline import Adapter, Phase, Pipeline, Weights, choose, load, refuse_models, started_from
+from project.progressive.file import choose, load, refuse_models, started_from
+from project.progressive.pipeline import Adapter, Phase, Pipeline, Weights
 from project.runtime import prepare_process
 
 LOCK = ".lock"

@@ -1,28 +1,35 @@
-"""What each run records of itself: its config, code, packages, data, checkpoints and parent.
+"""What each run records of itself: its config, command, code, packages, data, checkpoints and parent.
 
-It is added by `lightning_cli` in code, so that no `callbacks:` list can remove it. Only rank zero writes. A training leaves
-`mlflow_run_id` in its folder; a later run that loads a model or checkpoint from there has it as parent.
+It is added by `lightning_cli` in code, so that no `callbacks:` list can remove it. Only rank zero writes; the others know the
+run's id. A training leaves `mlflow_run_id` in its folder and its checkpoints; a later run that loads a model or checkpoint from
+there has it as parent.
 """
 
 from __future__ import annotations
 
 import resource
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from project.tracking.datasets import log_datasets
-from project.tracking.logger import SeekerLogger, flatten
-from project.tracking.provenance import git_tags, version_tags
+from project.tracking.logger import SeekerLogger, flatten, reached
+from project.tracking.provenance import git_diff, git_tags, pip_freeze, version_tags
 from project.tracking.store import RUN_ID_FILE, run_folder_id
 from project.writing import write_text
 
 UNLOGGED = "seeker_unlogged"
+RUN_ID = "seeker_run_id"
+"""The key of a checkpoint that holds the id of the run that wrote it."""
 
 
 class TrackRun(Callback):
@@ -30,27 +37,38 @@ class TrackRun(Callback):
 
     Args:
         config: the resolved config, kept as `config.yaml` and as parameters; None without a CLI.
+        command: the words of the command line, kept as the tag `seeker.command`.
     """
 
-    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any] | None = None, command: Sequence[str] = ()) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.command = config, command
         self._unlogged: dict[str, float] = {}
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open the run and record config, code, packages, data and parent."""
-        from mlflow.entities import RunTag
+        """Open the run, tell all ranks its id, and record config, code, packages, data and parent.
 
+        Raises:
+            TrackingError: the store cannot be reached.
+        """
         logger = _logger(trainer)
         if logger is None:
             return
-        logger.start()
-        verb = str(getattr(stage, "value", stage))
+        if trainer.is_global_zero:
+            logger.start(Path(trainer.default_root_dir))
+            with reached(logger.uri):
+                self._record(logger, trainer, pl_module, str(getattr(stage, "value", stage)))
+        logger.be_told(trainer.strategy.broadcast(logger.ids))
+
+    def _record(self, logger: SeekerLogger, trainer: Trainer, pl_module: LightningModule, verb: str) -> None:
         tags = {"seeker.verb": verb, "seeker.folder": trainer.default_root_dir, **git_tags(), **version_tags()}
-        logger.experiment.log_batch(logger.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        logger.tag(tags | ({"seeker.command": shlex.join(self.command)} if self.command else {}))
+        logger.keep_text("pip_freeze.txt", pip_freeze())
+        if (diff := git_diff()) is not None:
+            logger.keep_text("git.diff", diff)
         if self.config is not None:
-            logger.experiment.log_text(logger.run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
+            logger.keep_text("config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False))
             logger.log_config(flatten(self.config))
         for source in (getattr(trainer, "datamodule", None), pl_module):
             files = dict(getattr(source, "data_files", {}) or {})
@@ -62,7 +80,9 @@ class TrackRun(Callback):
             write_text(Path(trainer.default_root_dir) / RUN_ID_FILE, f"{logger.run_id}\n")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the metrics of a step whose hooks save: Lightning logs them after that, and a kill may come between."""
+        """Keep the run's id, and the metrics of a step whose hooks save: Lightning logs them later, a kill may come between."""
+        if (logger := _logger(trainer)) is not None:
+            checkpoint[RUN_ID] = logger.run_id
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         connector = trainer._logger_connector
         begun = progress["total"]["completed"] < progress["total"]["processed"] == progress["total"]["ready"]
@@ -94,15 +114,15 @@ class TrackRun(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record the checkpoints of a training that was stopped, and why."""
         logger = _logger(trainer)
-        if logger is not None:
-            logger.experiment.set_tag(logger.run_id, "seeker.error", f"{type(exception).__name__}: {exception}"[:5000])
+        if logger is not None and logger.is_started:
+            logger.tag({"seeker.error": f"{type(exception).__name__}: {exception}"[:5000]})
             self._track_checkpoints(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Record the most memory that the process held."""
         logger = _logger(trainer)
         if logger is not None:
-            logger.experiment.log_metric(logger.run_id, "memory/peak_gib", peak_memory_gib())
+            logger.log_metrics({"memory/peak_gib": peak_memory_gib()}, 0)
 
     def _track_checkpoints(self, trainer: Trainer) -> None:
         logger = _logger(trainer)
@@ -111,16 +131,22 @@ class TrackRun(Callback):
             return
         last = next((one.last_model_path for one in kept if one.last_model_path), f"{kept[0].dirpath}/last.ckpt")
         best = next((one.best_model_path for one in kept if one.monitor), kept[0].best_model_path)
-        for name, path in {"best": best, "last": last}.items():
-            if path and Path(path).is_file():
-                logger.experiment.set_tag(logger.run_id, f"checkpoint.{name}", str(path))
+        found = {"checkpoint.best": best, "checkpoint.last": last}
+        logger.tag({name: str(path) for name, path in found.items() if path and Path(path).is_file()})
 
 
 def _logger(trainer: Trainer) -> SeekerLogger | None:
-    """Return the run's logger on rank zero, None elsewhere or with `logger: false`."""
-    if not trainer.is_global_zero:
-        return None
+    """Return the run's logger, None with `logger: false`. It writes on rank zero only."""
     return next((logger for logger in trainer.loggers if isinstance(logger, SeekerLogger)), None)
+
+
+def checkpoint_run_id(path: Path | None) -> str | None:
+    """Return the id of the run that wrote a checkpoint; where the checkpoint does not say, that of its folder."""
+    held: Any = None
+    if path is not None and path.is_file():
+        with suppress(EOFError, OSError, RuntimeError, UnpicklingError):  # a damaged one is refused when it is loaded
+            held = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get(RUN_ID)
+    return held or run_folder_id(path)
 
 
 def peak_memory_gib() -> float:

@@ -1,129 +1,200 @@
-"""Runs side by side: `seeker compare RUN RUN…`, `seeker runs`, `seeker lineage RUN`.
+"""Runs side by side: `seeker compare RUN RUN…`, in the terminal, as a page (`--html`) and as JSON (`--output_file`).
 
-What differs is shown and what is equal left out. Metrics are the last value logged, with n and the 95 % interval where the
-run logged them (`n`, `NAME_low`, `NAME_high`); runs that kept scores per question are tested in pairs.
+Of parameters and metrics what differs is shown; what they cost and their data are always. Metrics are the last value logged,
+with n and the 95 % interval where the run logged them (`n`, `NAME_low`, `NAME_high`); runs that kept scores per question are
+tested in pairs.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from project.errors import InputError
+from project.errors import InputError, TrackingError
 from project.records import Row
-from project.tracking.store import all_runs, client, dataset_manifests, find_run, run_metrics, run_params, tracking_uri
+from project.tracking.costs import SHOWN, costs
+from project.tracking.curves import Curves, Histories, read_curves
+from project.tracking.select import select_runs
+from project.tracking.store import client, run_metrics, run_params
 from project.tracking.trend import TRAINED, Trend, trained_reward
 from project.writing import write_text
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from rich.console import Console
-    from rich.table import Table
-    from rich.tree import Tree
 
     from project.tracking.paired import PairedResult, Scores
 
     Paired = dict[tuple[int, int], list[PairedResult]]
 
-FIXED_TAGS = ("seeker.parent", "git.commit", "git.dirty")
+ORIGIN = ("seeker.verb", "seeker.parent", "git.commit", "git.dirty", "seeker.command")
+"""Tags that say where a run comes from."""
 Rows = dict[str, list[str]]
+"""A text a run, by what it says."""
 
 
-def compare(run: list[str], output_file: Path | None = None) -> None:
+def compare(run: list[str], metric: list[str] | None = None, html: Path | None = None, output_file: Path | None = None) -> None:
     """Show runs side by side, with the paired test of each and the one before it: `seeker compare RUN RUN…`.
 
     Args:
-        run: names or ids of the runs; a name means its newest run.
+        run: names or ids of the runs (a name means its newest run, 8 characters of an id are enough), tag:KEY=VALUE for all
+            with a tag, or last:N for the newest N that finished.
+        metric: only this metric and its curve; give it again for more; test/* means all that begin so. By default the metrics
+            that differ, and the curves of losses and rewards that the runs share.
+        html: also write it as one page, with the curves drawn and the paired tests of all pairs.
         output_file: also write it as JSON, with the paired tests of all pairs.
+
+    Raises:
+        InputError: the words mean fewer than two runs.
+        TrackingError: a word means no run, or no run has such a metric.
     """
-    if len(run) < 2:
-        raise InputError(f"compare takes two runs or more, got {len(run)}; `seeker runs` lists them")
-    runs = [find_run(name) for name in run]
-    params = _differing([run_params(one) for one in runs])
-    origins = _all_rows([_origin(one) for one in runs])
-    paired = paired_tests(runs)
-    tested = {f"test/{result.metric}" for results in paired.values() for result in results}
-    rows = metric_rows([run_metrics(one) for one in runs]).items()
-    metrics = {key: values for key, values in rows if key in tested or len(set(values)) > 1}
-    trends = [trained_reward(one) for one in runs]
-    metrics |= _training_rows(trends)
-    names = [str(one.info.run_name) for one in runs]
+    runs = select_runs(run)
+    if len(runs) < 2:
+        raise InputError(f"compare takes two runs or more, got {len(runs)}; `seeker runs` lists them")
+    found = Comparison(runs, metric)
+    found.check_metrics()
     if output_file is not None:
-        write_text(output_file, json.dumps(_report(runs, params, paired, trends), indent=2) + "\n")
-    sections = {"origin": origins, "parameters that differ": params, "metrics": metrics}
-    _console(len(runs)).print(_table(names, sections, paired))
+        write_text(output_file, json.dumps(found.report(), indent=2) + "\n")
+    if html is not None:
+        from project.tracking.page import page
+
+        write_text(html, page(found))
+    found.show()
 
 
-def runs() -> None:
-    """List the tracked runs, newest first."""
-    from rich.table import Table
+@dataclass(frozen=True)
+class Comparison:
+    """What runs have in common and what not."""
 
-    found = all_runs()
-    table = Table("run", "verb", "status", "started", "parent", "id", title=f"{len(found)} runs in {tracking_uri()}")
-    names = {one.info.run_id: str(one.info.run_name) for one in found}
-    for one in found:
-        tags, started = one.data.tags, time.strftime("%Y-%m-%d %H:%M", time.localtime(one.info.start_time / 1000))
-        parent = tags.get("seeker.parent", "")
-        verb = tags.get("seeker.verb", "")
-        table.add_row(names[one.info.run_id], verb, one.info.status, started, names.get(parent, parent), one.info.run_id)
-    _console().print(table)
+    runs: Sequence[Run]
+    wanted: Sequence[str] | None
+    """Metrics that were asked for, as patterns."""
 
+    @property
+    def names(self) -> list[str]:
+        """The runs' names."""
+        return [str(one.info.run_name) for one in self.runs]
 
-def lineage(run: str) -> None:
-    """Show what a run was made from: its parents, with the datasets and checkpoints of each.
+    @cached_property
+    def histories(self) -> Histories:
+        """The runs' curves, as they are asked for."""
+        return Histories(self.runs)
 
-    Args:
-        run: name or id of the run.
-    """
-    _console().print(lineage_tree(find_run(run)))
+    @cached_property
+    def curves(self) -> list[Curves]:
+        """What is drawn."""
+        return read_curves(self.histories, self.wanted)
 
+    @cached_property
+    def costs(self) -> Rows:
+        """Time, tokens and memory."""
+        return costs(self.runs, self.histories)
 
-def lineage_tree(run: Run, seen: frozenset[str] = frozenset()) -> Tree:
-    """Return a run with its code, data and checkpoints, and below it the run it started from, and so on."""
-    from rich.tree import Tree
+    @property
+    def parameters(self) -> Rows:
+        """Those that differ."""
+        rows = _all_rows([run_params(one) for one in self.runs])
+        return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
-    tags, manifests = run.data.tags, dataset_manifests(run.info.run_id)
-    tree = Tree(f"[bold]{run.info.run_name}[/bold] {run.info.run_id} {tags.get('seeker.verb', '')} {run.info.status}")
-    if "git.commit" in tags:
-        tree.add(f"code {tags['git.commit'][:12]}{' with changes' if tags.get('git.dirty') == 'true' else ''}")
-    for name, value in sorted(tags.items()):
-        kind, _, key = name.partition(".")
-        if kind == "dataset":
-            _add_origin(tree.add(f"dataset {key} {value} {tags.get(f'dataset_file.{key}', '')}"), manifests.get(key))
-        elif kind == "checkpoint":
-            tree.add(f"checkpoint {key} {value}")
-    parent = tags.get("seeker.parent")
-    if parent and parent not in seen:
-        tree.add("parent").add(lineage_tree(find_run(parent), seen | {run.info.run_id}))
-    return tree
+    @property
+    def origins(self) -> Rows:
+        """Ids, code and commands."""
+        return _all_rows([_tags(one, ORIGIN) | {"id": one.info.run_id, "status": one.info.status} for one in self.runs])
 
+    @property
+    def datasets(self) -> Rows:
+        """Digests of the data, by what it was for."""
+        return _all_rows([_tags(one, ("dataset.",)) for one in self.runs])
 
-def _add_origin(tree: Tree, manifest: Row | None) -> None:
-    """Add below a dataset the program that made it, and below that its inputs, and so on."""
-    if manifest is None:
-        return
-    from rich.markup import escape
+    @cached_property
+    def scores(self) -> list[Scores]:
+        """What each run kept for each question."""
+        return [run_scores(one) for one in self.runs]
 
-    options = " ".join(f"{name}={escape(str(value))}" for name, value in manifest["parameters"].items())
-    made = tree.add(f"made by {manifest['program']} {manifest['version']} {options}")
-    for source in manifest["inputs"]:
-        _add_origin(made.add(f"from {source['file']} {source['digest']}"), source.get("made_by"))
+    @cached_property
+    def paired(self) -> Paired:
+        """The paired test of each run and the one before it."""
+        return paired_tests(self.scores, pairwise(range(len(self.runs))))
+
+    @cached_property
+    def all_paired(self) -> Paired:
+        """The paired tests of all pairs."""
+        return self.paired | paired_tests(self.scores, (p for p in combinations(range(len(self.runs)), 2) if p[1] - p[0] > 1))
+
+    @cached_property
+    def trends(self) -> list[tuple[str, Trend] | None]:
+        """Whether the training reward rose in each run, or in what it was made from."""
+        return [trained_reward(one) for one in self.runs]
+
+    def check_metrics(self) -> None:
+        """Refuse patterns that no metric fits."""
+        names = {name for metrics in self.histories.metrics for name in metrics}
+        for pattern in self.wanted or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                held = ", ".join(sorted(names)[:8])
+                raise TrackingError(
+                    f"no run has a metric '{pattern}'; there are {held or 'none'}{'…' if len(names) > 8 else ''}"
+                )
+
+    def metrics(self) -> Rows:
+        """Return the metrics that were asked for, else those that differ or were tested, and the training reward's trend."""
+        rows = metric_rows([run_metrics(one) for one in self.runs])
+        if self.wanted is not None:
+            return {key: texts for key, texts in rows.items() if any(fnmatchcase(key, pattern) for pattern in self.wanted)}
+        tested = {f"test/{result.metric}" for results in self.paired.values() for result in results}
+        rows = {key: texts for key, texts in rows.items() if not key.startswith(SHOWN)}
+        return {key: texts for key, texts in rows.items() if key in tested or len(set(texts)) > 1} | _training_rows(self.trends)
+
+    def show(self) -> None:
+        """Print it."""
+        from project.tracking.terminal import console, curves_table, side_by_side
+
+        sections = {
+            "origin": self.origins,
+            "data": self.datasets,
+            "cost": self.costs,
+            "parameters that differ": self.parameters,
+            "metrics": self.metrics(),
+        }
+        to = console(len(self.runs))
+        to.print(side_by_side(self.names, sections, self.paired))
+        if self.curves:
+            to.print(curves_table(self.names, self.curves))
+
+    def report(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        rising = [found and {"run": found[0], **asdict(found[1])} for found in self.trends]
+        costs = [{name: texts[place] for name, texts in self.costs.items()} for place in range(len(self.runs))]
+        return {
+            "runs": [
+                {"name": one.info.run_name, "id": one.info.run_id, **_tags(one, (*ORIGIN, "dataset."))}
+                | {"metrics": run_metrics(one), TRAINED: trained, "cost": cost}
+                for one, trained, cost in zip(self.runs, rising, costs, strict=True)
+            ],
+            "parameters": self.parameters,
+            "paired": self.paired_rows(),
+        }
+
+    def paired_rows(self) -> list[Row]:
+        """Return the paired tests of all pairs."""
+        return [
+            {"run": self.names[later], "against": self.names[earlier]} | result.to_row()
+            for (earlier, later), results in sorted(self.all_paired.items())
+            for result in results
+        ]
 
 
 def metric_rows(metrics: list[dict[str, float]]) -> Rows:
     """Return a row a metric; `em` with `em_low`, `em_high` and `n` becomes `0.812 [0.75, 0.87] n=200`."""
-
-    def folded(name: str) -> bool:
-        return any(name == f"{base}{end}" for of in metrics for base in of for end in ("_low", "_high", "_n"))
-
-    keys = sorted({key for of in metrics for key in of if not folded(key)})
-    return {key: [_metric_text(of, key) for of in metrics] for key in keys}
+    held = {name for of in metrics for name in of}
+    folded = {f"{base}{end}" for base in held for end in ("_low", "_high", "_n")}
+    return {key: [_metric_text(of, key) for of in metrics] for key in sorted(held - folded)}
 
 
 def _training_rows(trends: list[tuple[str, Trend] | None]) -> Rows:
@@ -143,21 +214,24 @@ def _metric_text(metrics: Mapping[str, float], key: str) -> str:
     return text
 
 
-def paired_tests(runs: list[Run]) -> Paired:
+def paired_tests(scores: Sequence[Scores], pairs: Iterable[tuple[int, int]]) -> Paired:
     """Return {(position, later position): results} of the pairs of runs that kept scores for common questions."""
+    if not any(scores):
+        return {}
     from project.tracking.paired import paired_results
 
-    scores = [run_scores(one) for one in runs]
-    found = {(a, b): paired_results(scores[a], scores[b]) for a, b in combinations(range(len(runs)), 2)}
+    found = {(earlier, later): paired_results(scores[earlier], scores[later]) for earlier, later in pairs}
     return {pair: results for pair, results in found.items() if results}
 
 
 def run_scores(run: Run) -> Scores:
     """Return {metric: {question: value}} of a test run, empty where it kept none."""
-    from project.tracking.paired import FILES, read_scores
-
     store = client()
     held = {entry.path for entry in store.list_artifacts(run.info.run_id)}
+    if not held:
+        return {}
+    from project.tracking.paired import FILES, read_scores
+
     for name in FILES:
         if name in held:
             with tempfile.TemporaryDirectory() as folder:
@@ -165,63 +239,15 @@ def run_scores(run: Run) -> Scores:
     return {}
 
 
-def _differing(of: list[dict[str, str]]) -> Rows:
-    return {key: values for key, values in _all_rows(of).items() if len(set(values)) > 1}
-
-
 def _all_rows(of: list[dict[str, str]]) -> Rows:
     keys: Iterable[str] = dict.fromkeys(key for one in of for key in one)
     return {key: [one.get(key, "-") for one in of] for key in sorted(keys)}
 
 
-def _origin(run: Run) -> dict[str, str]:
-    tags = run.data.tags
-    wanted: Callable[[str], bool] = lambda key: key in FIXED_TAGS or key.startswith("dataset.")  # noqa: E731
-    return {"id": run.info.run_id} | {key: value for key, value in tags.items() if wanted(key)}
-
-
-def _report(runs: list[Run], params: Rows, paired: Paired, trends: list[tuple[str, Trend] | None]) -> dict[str, Any]:
-    names = [str(one.info.run_name) for one in runs]
-    rising = [found and {"run": found[0], **asdict(found[1])} for found in trends]
+def _tags(run: Run, wanted: Sequence[str]) -> dict[str, str]:
+    """Return the run's tags of these names, or that begin so where they end with a full stop."""
     return {
-        "runs": [
-            {"name": one.info.run_name, **_origin(one), "metrics": run_metrics(one), TRAINED: trained}
-            for one, trained in zip(runs, rising, strict=True)
-        ],
-        "parameters": params,
-        "paired": [
-            {"run": names[later], "against": names[earlier]} | result.to_row()
-            for (earlier, later), results in paired.items()
-            for result in results
-        ],
+        key: value
+        for key, value in run.data.tags.items()
+        if any(key == w or (w[-1] == "." and key.startswith(w)) for w in wanted)
     }
-
-
-def _console(columns: int = 3) -> Console:
-    """Return a console that is wide enough for ids where the output is no terminal."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=max(160, 40 + 64 * columns))
-
-
-def _table(names: list[str], sections: Mapping[str, Rows], paired: Paired) -> Table:
-    """Return one table: what differs, a section each, and beside the metrics the paired test of each run and the one before."""
-    from rich.table import Table
-
-    steps = [pair for pair in pairwise(range(len(names))) if pair in paired]
-    said = "" if steps else "; no two neighbours kept scores for common questions, so none is tested in pairs"
-    table = Table(title=f"runs side by side; [95 % interval]{said}", title_justify="left")
-    for name in ("", *names, *(f"{names[later]} - {names[earlier]}, paired" for earlier, later in steps)):
-        table.add_column(name, overflow="fold")
-    for title, rows in sections.items():
-        table.add_row(f"[bold]{title}[/bold]" + ("" if rows else ": none"))
-        for key, values in rows.items():
-            table.add_row(key, *values, *(_change(paired[step], key.removeprefix("test/")) for step in steps))
-        table.add_section()
-    return table
-
-
-def _change(results: list[PairedResult], metric: str) -> str:
-    found = next((result for result in results if result.metric == metric), None)
-    return "" if found is None else f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] n={found.n} p={found.p:.4f}"

@@ -17,6 +17,8 @@ from project.tracking.store import MANIFESTS, MAX_PARAM, client, experiment_id
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+INDEX = "index"
+"""What a run calls the index that it searched."""
 EXPERIMENT = "seeker-data"
 """Of the runs that made data."""
 
@@ -32,7 +34,7 @@ def log_datasets(store: MlflowClient, run_id: str, files: Mapping[str, Path]) ->
         digest = file_digest(path)
         store.set_tag(run_id, f"dataset.{name}", digest)
         store.set_tag(run_id, f"dataset_file.{name}", str(path))
-        manifest = manifest_of(path, digest)
+        manifest = _index_of(path, digest) if name == INDEX else manifest_of(path, digest)
         if manifest:
             store.log_text(run_id, json.dumps(manifest, ensure_ascii=False, indent=1), f"{MANIFESTS}/{name}.json")
         held = json.dumps(manifest["outputs"].get(path.name)) if manifest else None
@@ -40,6 +42,13 @@ def log_datasets(store: MlflowClient, run_id: str, files: Mapping[str, Path]) ->
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", name)]))
     if inputs:
         store.log_inputs(run_id, datasets=inputs)
+
+
+def _index_of(path: Path, digest: str) -> Row:
+    """Return how an index was made, which its own manifest says, as the manifests of other files do."""
+    from project.tracking.commands import index_manifest
+
+    return index_manifest(json.loads(path.read_text(encoding="utf-8")), digest)
 
 
 def log_made(program: str, outputs: Mapping[str, Path], parameters: Row, counts: Mapping[str, int], seconds: float) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from project.errors import TrackingError
-from project.tracking.store import find_run, metric_curve
+from project.tracking.store import metric_curve, with_parents
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,15 +41,7 @@ def trend(curve: Mapping[int, float]) -> Trend | None:
     Args:
         curve: {step: value}; only the order of the steps counts.
     """
-    from scipy.stats import linregress, t
-
-    values = [curve[step] for step in sorted(curve)]
-    if len(values) < 3:
-        return None
-    line = linregress(range(len(values)), values)
-    reach = float(t.ppf(0.975, len(values) - 2)) * float(line.stderr)
-    slope = float(line.slope)
-    return Trend(values[0], values[-1], slope, slope - reach, slope + reach, len(values))
+    return pooled_trend([curve]) if len(curve) >= 3 else None
 
 
 def pooled_trend(curves: Sequence[Mapping[int, float]]) -> Trend:
@@ -61,7 +53,7 @@ def pooled_trend(curves: Sequence[Mapping[int, float]]) -> Trend:
         TrackingError: there is no training, or one has fewer than 3 values.
     """
     import numpy as np
-    from scipy.stats import t
+    from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second to import
 
     values = [np.array([curve[step] for step in sorted(curve)]) for curve in curves]
     if not values or min(map(len, values)) < 3:
@@ -71,31 +63,15 @@ def pooled_trend(curves: Sequence[Mapping[int, float]]) -> Trend:
     slope = float(places @ centred / (places @ places))
     free = len(centred) - len(values) - 1
     error = float(np.sum((centred - slope * places) ** 2) / free / (places @ places)) ** 0.5
-    reach = float(t.ppf(0.975, free)) * error
+    reach = float(stdtrit(free, 0.975)) * error
     first, last = (float(np.mean([one[end] for one in values])) for end in (0, -1))
     return Trend(first, last, slope, slope - reach, slope + reach, len(centred))
 
 
 def trained_reward(run: Run) -> tuple[str, Trend] | None:
     """Return (run name, trend of its training reward) of the run, or else of the nearest it was made from that logged one."""
-    for one in _with_parents(run):
-        curve = metric_curve(one.info.run_id, TRAINED)
-        if curve:
-            found = trend(curve)
+    for one in with_parents(run):
+        if TRAINED in one.data.metrics:
+            found = trend(metric_curve(one.info.run_id, TRAINED))
             return (str(one.info.run_name), found) if found else None
     return None
-
-
-def _with_parents(run: Run) -> Iterator[Run]:
-    """Yield the run and what it was made from, as far as the store holds it."""
-    seen: set[str] = set()
-    while run.info.run_id not in seen:
-        yield run
-        seen.add(run.info.run_id)
-        parent = run.data.tags.get("seeker.parent")
-        if not parent:
-            return
-        try:
-            run = find_run(parent)
-        except TrackingError:
-            return

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from project.evaluation.grouped import ResultMetrics
 from project.evaluation.metrics import SCORES, Estimate, score_episode
-from project.evaluation.results import ResultMetrics, ResultsFile, episode_row
+from project.evaluation.results import ResultsFile, episode_row
 from project.files import read_rows
 from project.modules.measuring import over_samples
 from project.records import Episode, FinishReason, Message, Question, Turn
 from project.rewards.answer import AnswerReward
 
 
-def _row(number: int, *, right: bool, kind: str = "one_hop", needs: bool | None = True, searched: bool = True) -> dict[str, Any]:
+def _row(
+    number: int, *, right: bool, kind: str = "one_hop", needs: bool | None = True, searched: bool = True
+) -> dict[str, Any]:
     question = Question(f"q{number}", "Which?", ("a b",), ("p",), needs, kind, group=f"g{number // 2}")
     messages = (Message("user", "Question: Which?"), Message("assistant", "<answer>\na b\n</answer>"))
     turns = (Turn((1, 2), (3,), (-0.5,), 0, True, True),)

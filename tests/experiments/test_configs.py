@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace, capture_parser
 
 from project import lightning_cli
 from project.datamodules.conversation import ConversationDataModule
-from project.progressive.pipeline import load
+from project.progressive.file import load
 from project.rendering import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]

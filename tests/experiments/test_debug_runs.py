@@ -1,8 +1,10 @@
 """Every debug config is really run, with the paths it names, in a folder of its own."""
 
+import json
 from pathlib import Path
 
 import polars as pl
+from pytest import CaptureFixture
 
 from project.cli import main
 from project.files import file_digest, read_records, read_rows
@@ -32,6 +34,8 @@ def test_sft_then_ppo_then_test(with_facts: Path) -> None:
     assert run_metrics(test)["test/em_n"] == 4
     scores = [row for _, row in read_rows(with_facts / "test" / "results.parquet")]
     assert len(scores) == 4
+    traces = client().search_traces(locations=[test.info.experiment_id], run_id=test.info.run_id)
+    assert {trace.info.tags["question_id"] for trace in traces} == {row["question_id"] for row in scores}
     for kind in {row["kind"] for row in scores}:
         of_kind = [row["em"] for row in scores if row["kind"] == kind]
         assert run_metrics(test)[f"test/em_{kind}_n"] == len(of_kind)
@@ -63,3 +67,25 @@ def test_predict_writes_conversations_and_scores(with_facts: Path) -> None:
     assert len(drawn) == 4
     assert [c.id for c in conversations] == [name for name in asked if name in drawn]
     assert all(c.assistant_turns for c in conversations)
+
+
+def test_trap_13_what_was_trained_on_is_no_test(with_facts: Path, capsys: CaptureFixture[str]) -> None:
+    """Also under another name; the flags are those of other projects' evaluation scripts."""
+    assert seeker("fit", "sft.yaml", "--trainer.default_root_dir", "sft") == 0
+    Path("held_out.jsonl").write_bytes(Path("data/debug/facts/questions_train.jsonl").read_bytes())
+    words = ["test", "--model_path", "sft/merged", "--test_file=held_out.jsonl", "--num_samples", "3", "--max_new_tokens=8"]
+    words += ["--model.index=data/debug/index", "--model.engine=transformers", "--model.limits.context_tokens=4096"]
+    words += ["--trainer.accelerator=cpu"]
+    assert main([*words, "--output", "out"]) == 2
+    assert "was trained on by the run 'sft'; test on others, or give --allow_overlap true" in capsys.readouterr().err
+    assert not Path("out", "results.parquet").exists()
+    assert main([*words, "--output", "out", "--allow_overlap", "true"]) == 0
+    assert "tested all the same" in capsys.readouterr().err
+    rows = [row for _, row in read_rows("out/results.parquet")]
+    assert len(rows) == 3
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert (summary["task"], summary["n"], summary["test_file"]) == ("agent", 3, "held_out.jsonl")
+    assert summary["settings"]["limits"]["turn_tokens"] == 8
+    assert all(row["generated_tokens"] <= 8 * row["turns"] for row in rows)
+    words[3] = "--test_file=data/debug/facts/questions_test.jsonl"
+    assert main([*words, "--output", "fresh"]) == 0

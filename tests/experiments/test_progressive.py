@@ -17,7 +17,8 @@ from project.modules.adapter_checkpoint import OPTIMIZER_SETTINGS
 from project.modules.hand_over import HandedOn, write_hand_over
 from project.modules.policy import LoRA
 from project.progressive import command as progressive
-from project.progressive.pipeline import Pipeline, load, options, split_overrides
+from project.progressive.file import load, options, split_overrides
+from project.progressive.pipeline import Pipeline
 from project.tracking.store import all_runs, find_run, metric_curve, run_metrics
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"

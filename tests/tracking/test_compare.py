@@ -1,15 +1,18 @@
 """Runs side by side: what differs, intervals, and the paired test against numbers worked by hand."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from pytest import CaptureFixture, approx
 
 from project.cli import main
-from project.errors import InputError
+from project.errors import InputError, TrackingError
 from project.tracking.compare import metric_rows
+from project.tracking.curves import Curves, sparkline, thinned
 from project.tracking.paired import paired_bootstrap, read_scores
+from project.tracking.select import select_run, select_runs
 from project.tracking.store import client
 
 
@@ -100,14 +103,13 @@ def test_runs_without_scores_say_so(capsys: CaptureFixture[str]) -> None:
     assert "no two neighbours kept scores" in " ".join(capsys.readouterr().out.split())
 
 
-def test_runs_and_lineage(capsys: CaptureFixture[str]) -> None:
-    base = _run("base", {"a": [0.0]})
+def test_runs_are_listed(capsys: CaptureFixture[str]) -> None:
+    base = _run("base [1]", {"a": [0.0]})
     _run("sft", {"a": [1.0]}, parent=base)
     assert main(["runs"]) == 0
-    assert base in capsys.readouterr().out
-    assert main(["lineage", "sft"]) == 0
     shown = capsys.readouterr().out
-    assert shown.index("sft") < shown.index("parent") < shown.index(f"base {base}")
+    assert base in shown
+    assert shown.count("base [1]") == 2  # itself, and the parent of the other
 
 
 def test_one_run_is_not_a_comparison(capsys: CaptureFixture[str]) -> None:
@@ -122,3 +124,159 @@ def test_scores_without_questions_are_refused(tmp_path: Path) -> None:
     path.write_text('{"em": 1.0}\n')
     with pytest.raises(InputError, match="row 1: no question_id"):
         read_scores(path)
+
+
+def _started(name: str, *, at: int, finished: bool = True, **tags: str) -> str:
+    run_id = str(client().create_run("1", run_name=name, start_time=at, tags=tags).info.run_id)
+    if finished:
+        client().set_terminated(run_id)
+    return run_id
+
+
+def test_runs_are_meant_by_name_id_prefix_tag_and_number() -> None:
+    old = _started("sft", at=1, stage="a=b")
+    new = _started("sft", at=2)
+    killed = _started("ppo", at=3, finished=False, stage="a=b")
+    test = _started("last:9", at=4)
+
+    def ids(*words: str) -> list[str]:
+        return [run.info.run_id for run in select_runs(words)]
+
+    assert ids("sft", old, new[:8], old) == [new, old]  # each once
+    assert ids("tag:stage=a=b") == [killed, old]  # the newest first
+    assert ids("last:2") == [new, test]  # the oldest first; one was not finished
+    assert ids("last:3", "ppo") == [old, new, test, killed]
+    assert ids("last:9") == [test]  # a name counts before what it may mean otherwise
+    assert select_run(killed[:12]).info.run_id == killed
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "said"),
+    [
+        ("last:0", InputError, "from 1"),
+        ("last:two", InputError, "last:two"),
+        ("last:4", TrackingError, "more than the 3 finished"),
+        ("tag:stage", InputError, "tag:KEY=VALUE"),
+        ("tag:stage=b", TrackingError, "its values are a"),
+        ("tag:other=b", TrackingError, "no run has that tag"),
+        ("sfft", TrackingError, "closest: sft"),
+        ("abcdefg", TrackingError, "there is no run"),
+        ("last:2", TrackingError, "means 2 runs"),
+    ],
+)
+def test_a_word_that_means_no_run_or_several_is_refused(word: str, error: type[Exception], said: str) -> None:
+    for at, tag in enumerate(("a", "a", "a")):
+        _started("sft", at=at, stage=tag)
+    with pytest.raises(error, match=said):
+        select_run(word)
+
+
+def test_a_prefix_of_two_ids_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [_started("a", at=1), _started("b", at=2)]
+    runs = [client().get_run(ident) for ident in held]
+    for run, ident in zip(runs, ("0123456789", "0123456777"), strict=True):
+        run.info._run_id = ident
+    monkeypatch.setattr("project.tracking.select.all_runs", lambda: runs)
+    with pytest.raises(TrackingError, match=r"ids of 2 runs begin with '01234567'.*0123456789 \(a\)"):
+        select_run("01234567")
+    assert select_run("012345678").info.run_name == "a"
+    with pytest.raises(TrackingError, match="there is no run '0123456'"):
+        select_run("0123456")
+
+
+def test_lines_of_blocks_by_hand() -> None:
+    # Eight blocks from 0 to 8: 0 -> 0, 3.9 -> 3, 4 -> 4, 8 -> 7 (the top belongs to the last).
+    assert sparkline({0: 0.0, 1: 3.9, 2: 4.0, 3: 8.0}, (0, 3), (0.0, 8.0), 4) == "▁▄▅█"
+    # Two steps a cell: means 1 and 6; a step that lies outside the curve leaves a blank.
+    assert sparkline({10: 0.0, 11: 2.0, 14: 6.0}, (10, 15), (0.0, 8.0), 3) == "▂ ▇"
+    assert sparkline({0: 5.0}, (0, 0), (5.0, 5.0), 1) == "▅"  # no range: half way
+    # One axis for both: the second run is half as long and half as high.
+    curves = Curves("loss", [{0: 0.0, 1: 2.0, 2: 4.0, 3: 8.0}, {0: 4.0, 1: 0.0}])
+    assert curves.lines() == ["▁▃▅█", "▅▁  "]
+    # 500 steps: every third (500 / 240, rounded up), and the last.
+    steps, values = thinned({step: -float(step) for step in range(500)})
+    assert (steps[:3], steps[-2:], len(steps)) == ([0, 3, 6], [498, 499], 168)
+    assert values[-1] == -499.0
+
+
+def _trained(name: str, losses: list[tuple[int, float]], **metrics: float) -> str:
+    run_id = str(client().create_run("1", run_name=name, start_time=1_000).info.run_id)
+    for moment, (step, value) in enumerate(losses):
+        client().log_metric(run_id, "train/loss", value, timestamp=moment, step=step)
+    for metric, value in metrics.items():
+        client().log_metric(run_id, metric.replace("__", "/"), value, step=1)
+    client().set_tag(run_id, "dataset.train", "0123456789abcdef")
+    client().set_terminated(run_id, end_time=76_000)
+    return run_id
+
+
+def _cells(shown: str, starts: str) -> list[list[str]]:
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    return [cells for cells in lines if cells[0] == starts or (len(cells) > 1 and cells[1] == starts)]
+
+
+def test_compare_shows_cost_data_and_curves(capsys: CaptureFixture[str]) -> None:
+    # a was resumed: step 1 was written as 9, later as 4; 75 s for 3 steps, 25 s a step.
+    _trained("a", [(0, 8.0), (1, 9.0), (1, 4.0), (2, 0.0)], train__tokens=1200.0, memory__peak_gib=1.5, **{"test__em": 0.5})
+    _trained("b", [(0, 8.0), (1, 2.0)], memory__peak_gib=2.5)
+    assert main(["compare", "a", "b"]) == 0
+    shown = capsys.readouterr().out
+    assert _cells(shown, "wall time") == [["wall time", "1 min 15 s", "1 min 15 s"]]
+    assert _cells(shown, "wall time a step") == [["wall time a step", "25 s", "37.5 s"]]
+    assert _cells(shown, "trained tokens") == [["trained tokens", "1,200", "-"]]
+    assert _cells(shown, "memory/peak_gib, most") == [["memory/peak_gib, most", "1.5", "2.5"]]
+    assert _cells(shown, "dataset.train") == [["dataset.train", "0123456789abcdef", "0123456789abcdef"]]
+    [a], [b] = _cells(shown, "a")[-1:], _cells(shown, "b")[-1:]
+    assert (a, b) == (["", "a", "█▅▁", "8", "0"], ["", "b", "█▃", "8", "2"])
+    assert "0 to 8, steps 0 to 2" in shown
+    assert _cells(shown, "test/em") == [["test/em", "0.5", "-"]]
+
+
+def test_metric_limits_what_is_shown(capsys: CaptureFixture[str]) -> None:
+    _trained("a", [(0, 8.0), (1, 4.0)], test__em=0.5, test__f1=0.5, val__em=0.1)
+    _trained("b", [(0, 8.0)], test__em=0.5, test__f1=0.75)
+    assert main(["compare", "a", "b", "--metric", "test/*", "--metric=val/em"]) == 0
+    shown = capsys.readouterr().out
+    assert _cells(shown, "test/em") == [["test/em", "0.5", "0.5"]]  # shown though they agree
+    assert _cells(shown, "val/em") == [["val/em", "0.1", "-"]]
+    assert _cells(shown, "train/loss") == []
+    assert main(["compare", "a", "b", "--metric", "test/nothing"]) == 1
+    assert "no run has a metric 'test/nothing'; there are test/em" in capsys.readouterr().err
+    assert main(["compare", "a", "b", "--metric", "train/loss"]) == 0
+    assert "█▁" in capsys.readouterr().out
+
+
+def test_html_is_escaped_and_needs_no_network(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    evil = "<script>alert('x')</script> $x_1$ & [bold]"
+    _trained(evil, [(0, 8.0), (1, 4.0), (2, 1.0)], test__em=0.5)
+    other = _trained("b", [(0, 8.0), (1, 2.0), (2, float("nan"))], test__em=0.25)
+    client().log_param(other, "prompt", "<img src=x onerror=alert(1)>")
+    client().set_tag(other, "seeker.command", "seeker fit --config 'a&b.yaml'")
+    page = tmp_path / "out" / "compare.html"
+    assert main(["compare", evil, "b", "--html", str(page)]) == 0
+    assert "[bold]" in capsys.readouterr().out  # nor does a name style the terminal
+    text = page.read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; $x_1$ &amp; [bold]" in text
+    assert "http://" not in text
+    assert "https://" not in text
+    assert re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?!#)[^"\')]', text.replace("src=x", "")) == []
+    assert text.count("<svg") == 1
+    assert "prefers-color-scheme: dark" in text
+    for drawn in ("#4c8bf5", "#e8710a", "currentColor"):
+        assert drawn in text[text.index("<svg") :]
+
+
+def test_html_holds_the_paired_tests_of_all_pairs(tmp_path: Path) -> None:
+    # a: 0, 1, 1 in three runs: differences of pairs (1, 0), (2, 0), (2, 1) are +1, +1, 0.
+    ids = [_run(f"r{number}", {"a": [value]}) for number, value in enumerate((0.0, 1.0, 1.0))]
+    page = tmp_path / "compare.html"
+    assert main(["compare", *ids, "--html", str(page)]) == 0
+    rows = page.read_text().split("Paired tests on shared questions")[1].split("<tr><td>")[1:]
+    assert [(row[:2], row.split("<td>")[1][:2], "+1.000" in row) for row in rows] == [
+        ("r1", "r0", True),
+        ("r2", "r0", True),
+        ("r2", "r1", False),
+    ]

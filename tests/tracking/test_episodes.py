@@ -1,12 +1,13 @@
 """Episodes as traces, in a real store."""
 
+import json
 import random
 from pathlib import Path
 
 from project.dialects import get_dialect
 from project.environment.search import opening_messages
 from project.records import Episode, FinishReason, Message, Question, Turn
-from project.tracking.episodes import flush_episodes, log_episode
+from project.tracking.episodes import store_trace, trace_of
 from project.tracking.store import client
 
 QUESTION = Question("q1", "Which metal is liquid?", ("mercury",))
@@ -32,13 +33,15 @@ def test_a_folded_episode_reads_turn_by_turn(tmp_path: Path) -> None:
     store = client()
     experiment = store.create_experiment(tmp_path.name, artifact_location=str(tmp_path))
     run = store.create_run(experiment).info
-    log_episode(run.run_id, run.experiment_id, episode, {"em": 1.0, "total": 1.1}, 7)
-    flush_episodes()
+    trace = trace_of(run.run_id, run.experiment_id, episode, {"em": 1.0, "total": 1.1}, 7)
+    for _ in range(2):  # an answer was lost, and it is sent again
+        store_trace(store, json.loads(json.dumps(trace)))
     other = store.create_run(experiment).info
     assert list(store.search_traces(locations=[run.experiment_id], run_id=other.run_id)) == []
     (trace,) = store.search_traces(locations=[run.experiment_id], run_id=run.run_id)
     assert trace.info.tags["update"] == "7"
     assert trace.info.tags["finish"] == "answer"
+    assert (trace.info.request_time, trace.info.execution_duration) == (START // 1_000_000, 6000)
     spans = {span.name: span for span in trace.data.spans}
     assert list(spans) == ["episode", "turn 1", "answer to turn 1", "turn 2", "answer to turn 2", "turn 3", "reward"]
     seconds = {name: (span.start_time_ns - START, span.end_time_ns - START) for name, span in spans.items()}
@@ -56,7 +59,7 @@ def test_a_folded_episode_reads_turn_by_turn(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_seed_have_traces_of_their_own(tmp_path: Path) -> None:
-    """MLflow draws a trace's id from Python's random numbers unless it is told not to, and a run seeds those."""
+    """MLflow's own functions draw a trace's id from Python's random numbers, and a run seeds those."""
     store = client()
     experiment = store.create_experiment(tmp_path.name, artifact_location=str(tmp_path))
     turn = Turn((1,), (2,), (-1.0,), 0, True, True, (START, START + SECOND, START + SECOND))
@@ -64,8 +67,7 @@ def test_runs_of_one_seed_have_traces_of_their_own(tmp_path: Path) -> None:
     runs = [store.create_run(experiment).info for _ in range(2)]
     for run in runs:
         random.seed(0)
-        log_episode(run.run_id, run.experiment_id, episode, {"em": 0.0, "total": 0.0}, 0)
-    flush_episodes()
+        store_trace(store, trace_of(run.run_id, run.experiment_id, episode, {"em": 0.0, "total": 0.0}, 0))
     found = [store.search_traces(locations=[experiment], run_id=run.run_id) for run in runs]
     assert [len(traces) for traces in found] == [1, 1]
     assert random.random() == random.Random(0).random()  # and the run's own numbers are as they were

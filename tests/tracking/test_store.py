@@ -2,6 +2,13 @@
 
 import errno
 import fcntl
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -10,7 +17,18 @@ import pytest
 
 from project.errors import TrackingError
 from project.tracking.logger import SeekerLogger
-from project.tracking.store import artifact_location, client, find_run, metric_curve, project_root, runs_folder, tracking_uri
+from project.tracking.store import (
+    artifact_location,
+    client,
+    find_run,
+    metric_curve,
+    metric_curves,
+    project_root,
+    run_of_id,
+    runs_folder,
+    tracking_uri,
+    with_parents,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,9 +67,71 @@ def test_find_run_by_id_and_newest_name() -> None:
 def test_last_value_per_step_counts() -> None:
     store = client()
     run_id = store.create_run("0").info.run_id
-    for step, value, time in ((1, 5.0, 10), (2, 4.0, 20), (2, 3.0, 30), (3, 2.0, 40)):
-        store.log_metric(run_id, "loss", value, timestamp=time, step=step)
+    for step, value, moment in ((1, 5.0, 10), (2, 4.0, 20), (2, 3.0, 30), (3, 2.0, 40)):
+        store.log_metric(run_id, "loss", value, timestamp=moment, step=step)
     assert metric_curve(run_id, "loss") == {1: 5.0, 2: 3.0, 3: 2.0}
+
+
+def _two_histories() -> list[str]:
+    """Write two runs: of the first, steps 1 and 2 twice and out of order; of the second, one value that is no number."""
+    store = client()
+    ids = [str(store.create_run("0").info.run_id) for _ in range(2)]
+    for step, value, moment in ((2, 3.0, 40), (1, 5.0, 30), (2, 4.0, 20), (1, 6.0, 10), (3, 2.0, 50)):
+        store.log_metric(ids[0], "loss", value, timestamp=moment, step=step)
+    store.log_metric(ids[1], "loss", float("nan"), timestamp=1, step=7)
+    store.log_metric(ids[1], "other", 1.0)
+    return ids
+
+
+def _check_histories(ids: list[str]) -> None:
+    found = metric_curves(ids, "loss")
+    assert found[ids[0]] == {1: 5.0, 2: 3.0, 3: 2.0}
+    assert list(found[ids[0]]) == [1, 2, 3]
+    assert math.isnan(found[ids[1]][7])
+    assert metric_curves(ids, "other") == {ids[0]: {}, ids[1]: {0: 1.0}}
+
+
+def test_histories_of_several_runs() -> None:
+    _check_histories(_two_histories())
+
+
+@pytest.mark.slow
+def test_histories_by_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from the tables: by the page's own request, and by MLflow's API where that is cut off."""
+    ids, folder = _two_histories(), Path(sys.executable).parent
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [folder / "mlflow", "server", "--backend-store-uri", tracking_uri(), "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        with socket.socket() as probe:
+            while probe.connect_ex(("127.0.0.1", port)):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        _check_histories(ids)
+        monkeypatch.setattr("project.tracking.store.MOST_ROWS", 5)
+        _check_histories(ids)
+        monkeypatch.setattr("project.tracking.store.BULK_HISTORY", "/nowhere")
+        _check_histories(ids)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def test_parents_as_far_as_the_store_holds_them() -> None:
+    store = client()
+    first, second, third = (store.create_run("0", run_name=name).info.run_id for name in ("first", "second", "third"))
+    store.set_tag(third, "seeker.parent", second)
+    store.set_tag(second, "seeker.parent", first)
+    store.set_tag(first, "seeker.parent", third)  # a circle ends
+    assert [run.info.run_id for run in with_parents(store.get_run(third))] == [third, second, first]
+    store.delete_run(first)
+    assert run_of_id(first) is None
+    assert run_of_id("0123456789abcdef0123456789abcdef") is None
+    assert [run.info.run_id for run in with_parents(store.get_run(third))] == [third, second]
 
 
 def start_run(logger_first: bool, together: Barrier) -> None:
