@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -96,3 +97,9 @@ def default_model_dir() -> Path:
     except InputError as error:
         _missing(str(error))
         raise
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str], None]:
+    """Skips the test for want of a resource, named; in CI fails it."""
+    return _missing

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import requests
-from conftest import _missing
 from mlflow import MlflowClient
 
 from project.tracking.store import metric_curve
@@ -35,10 +34,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def database() -> Iterator[str]:
+def database(missing: Callable[[str], None]) -> Iterator[str]:
     """The address of an empty database of a PostgreSQL that lives as long as the test."""
     if not BINARIES:
-        _missing("PostgreSQL: apt-get install postgresql")
+        missing("PostgreSQL: apt-get install postgresql")
     binaries, port = BINARIES[-1], free_port()
     folder = Path(tempfile.mkdtemp(prefix="seeker-postgres-"))
     if DATABASE_USER:
