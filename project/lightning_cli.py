@@ -129,6 +129,7 @@ class SeekerCLI(LightningCLI):
         elif subcommand in TESTED:
             help_overlap = "test on questions or traces that the model was trained on, which is refused otherwise"
             parser.add_argument("--allow_overlap", type=bool, default=False, help=help_overlap)
+            parser.set_defaults(verbose=False)  # modules that measure print their figures with intervals
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own type

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from project.evaluation.decisions import decision_scores
-from project.evaluation.metrics import Estimate, Numbers, estimate, group_numbers, is_share
+from project.evaluation.metrics import Estimate, Numbers, estimate_of, group_numbers
 from project.records import Row
 
 BY_KIND = ("em", "f1", "decision_accuracy", "own_em", "own_action")
@@ -73,11 +73,11 @@ class ResultMetrics(GroupedRows):
         """Return {name: estimate} of what applied to at least one row, and the number of rows; `NAME_KIND` is of one kind."""
         groups, columns = self.columns()
         kind, needed, searched = (columns.pop(name) for name in (_KIND, _NEEDED, _SEARCHED))
-        found = {name: estimate(column, share=is_share(name), groups=groups) for name, column in columns.items()}
+        found = {name: estimate_of(name, column, groups) for name, column in columns.items()}
         for name in (name for name in BY_KIND if name in columns):
             for label, number in zip(self.kinds, group_numbers(self.kinds), strict=True):
                 is_it = kind == number
-                found[f"{name}_{label}"] = estimate(columns[name][is_it], share=is_share(name), groups=groups[is_it])
+                found[f"{name}_{label}"] = estimate_of(name, columns[name][is_it], groups[is_it])
         known = needed == needed
         if known.any():
             decisions = decision_scores(searched[known], needed[known], columns["search_probability"][known], groups[known])

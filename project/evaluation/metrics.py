@@ -24,6 +24,10 @@ SHARES = frozenset({
     "answered_without_evidence", "summarised", "answer_kept",
 })  # fmt: skip
 """Metrics that are yes or no for each question."""
+UNIT = frozenset({
+    "f1", "evidence_recall", "evidence_precision", "parts", "quoted", "unsupported", "rouge_l", "search_probability",
+})  # fmt: skip
+"""Metrics that lie between 0 and 1 for each question."""
 SCORES = (
     "em", "f1", "cover_em", "verdict", "supported", "decision_accuracy", "search_probability", "searches",
     "repeated_queries", "evidence_recall", "evidence_precision", "answered_without_evidence", "abstained",
@@ -111,10 +115,21 @@ def is_share(metric: str) -> bool:
     return metric in SHARES or metric.startswith(("finish_", "pass_at_")) or metric.endswith(("_em", "_action"))
 
 
+def is_unit(metric: str) -> bool:
+    """Return whether a metric lies between 0 and 1 for each question."""
+    return is_share(metric) or metric in UNIT or (metric.endswith("_f1") and not metric.endswith("_lost_f1"))
+
+
+def estimate_of(metric: str, values: Sequence[float] | Numbers, groups: Sequence[str] | Numbers) -> Estimate:
+    """Return a metric's `estimate`, by what its name says of its values."""
+    return estimate(values, share=is_share(metric), unit=is_unit(metric), groups=groups)
+
+
 def estimate(
     values: Sequence[float] | Numbers,
     *,
     share: bool = False,
+    unit: bool = False,
     groups: Sequence[str] | Numbers | None = None,
     seed: int = 0,
 ) -> Estimate:
@@ -124,6 +139,7 @@ def estimate(
         values: one a question.
         share: the values are 0 or 1; the interval is Wilson's (1927), which stays honest at 0 of n. Else it is the
             percentile bootstrap's, which has no width where the values do not vary.
+        unit: the values lie between 0 and 1; where all are 0, or all 1, the interval is Wilson's too.
         groups: one a value; values of a group hang together (the samples of a trace), and groups are resampled in place of
             values. Where groups have several values the interval is the bootstrap's, unless all values are 0 or all 1: then
             Wilson's over the groups.
@@ -137,7 +153,7 @@ def estimate(
     mean, n = float(known.mean()), len(known)
     numbers = np.arange(len(all_values)) if groups is None else group_numbers(groups)
     found, of_group = np.unique(numbers[is_known], return_inverse=True)
-    if share and (len(found) == n or mean in (0.0, 1.0)):
+    if (share and len(found) == n) or ((share or unit) and mean in (0.0, 1.0)):
         return Estimate(mean, *_wilson(mean, len(found)), n)
     sums, sizes = np.bincount(of_group, weights=known), np.bincount(of_group).astype(np.float64)
     means = np.concatenate([counts @ sums / (counts @ sizes) for counts in resamples(len(sums), seed)])

@@ -12,7 +12,7 @@ import numpy as np
 
 from project.errors import InputError
 from project.evaluation.decisions import BINS, calibration_error
-from project.evaluation.metrics import Estimate, Numbers, estimate, is_share
+from project.evaluation.metrics import Estimate, Numbers, estimate, estimate_of
 from project.evaluation.report_data import Results, Shared
 from project.evaluation.results import SUMMARY
 from project.tracking.paired import PairedResult, Sample, paired_results
@@ -165,7 +165,7 @@ def _mean(results: Results, metric: str, is_in: Numbers | None = None) -> Estima
     chosen = slice(None) if is_in is None else is_in
     if metric not in results.scores:
         return estimate([])
-    return estimate(results.scores[metric][chosen], share=is_share(metric), groups=results.groups[chosen])
+    return estimate_of(metric, results.scores[metric][chosen], results.groups[chosen])
 
 
 def _changes(shared: Shared, other: int, metrics: Sequence[str]) -> dict[str, PairedResult]:

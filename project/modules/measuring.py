@@ -60,6 +60,8 @@ class MeasuringModule(LightningModule):
         if count:
             self.log_dict({f"{stage}/{name}": number for name, number in numbers.items()}, rank_zero_only=True)
             self._log_figures(stage, figures)
+            if stage == "test" and self.trainer.is_global_zero:
+                print_figures(figures, count)
         if self._results is not None:
             for path in self._results.finish(figures, self._about() | numbers):
                 self.keep(path)
@@ -97,6 +99,20 @@ class MeasuringModule(LightningModule):
         if self._results is not None:
             self._results.close()
             self._results = None
+
+
+def print_figures(figures: Mapping[str, Estimate], count: int) -> None:
+    """Print a table of means with their intervals; ways to finish that never came are left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "mean", "95 % interval", "n", title=f"{count} episodes or samples", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, one in figures.items():
+        if one.mean or not name.startswith("finish_"):
+            table.add_row(name, f"{one.mean:.4g}", f"[{one.low:.3g}, {one.high:.3g}]", str(one.n))
+    Console().print(table, markup=False)
 
 
 def sample_metrics(times: int) -> tuple[str, ...]:

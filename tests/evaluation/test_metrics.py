@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from project.dialects import SEARCH_TOKEN
-from project.evaluation.metrics import SCORES, did_search, estimate, is_share, score_episode
+from project.evaluation.metrics import SCORES, did_search, estimate, estimate_of, is_share, score_episode
 from project.records import Episode, FinishReason, Message, Question, Turn
 from project.rewards.answer import AnswerReward
 
@@ -150,3 +150,12 @@ def test_groups_of_one_are_no_groups():
     values = [1.0, 0.0, 1.0, 1.0]
     assert estimate(values, share=True, groups=["a", "b", "c", "d"]) == estimate(values, share=True)
     assert estimate([1.5, 0.0, 1.0, 1.0], groups=["a", "a", "c", "d"]) != estimate([1.5, 0.0, 1.0, 1.0])
+
+
+def test_trap_19_nothing_right_in_three_is_not_certainty_of_f1_either():
+    # Wilson at p = 0, n = 3: 3.84146 / 6.84146
+    none = estimate_of("f1", [0.0] * 3, ["a", "b", "c"])
+    assert none[:3] == (0.0, 0.0, pytest.approx(0.561497, abs=1e-6))
+    assert estimate_of("f1", [0.0, 0.5, 0.5], ["a", "b", "c"]) == estimate([0.0, 0.5, 0.5]), "else it is the bootstrap's"
+    assert estimate_of("own_lost_f1", [0.0] * 3, ["a", "b", "c"]).high == 0.0, "a difference has no such bounds"
+    assert estimate_of("searches", [1.0] * 3, ["a", "b", "c"]).low == 1.0
