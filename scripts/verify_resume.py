@@ -92,11 +92,11 @@ def logged(store: str, folder: Path) -> dict[str, dict[int, float]]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return the last checkpoint without its own paths and times."""
+    """Return the last checkpoint without its own paths and times, and without the id of its run."""
     import torch
 
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
-    return {name: value for name, value in checkpoint.items() if name != "callbacks"}
+    return {name: value for name, value in checkpoint.items() if name not in ("callbacks", "seeker_run_id")}
 
 
 def main() -> int:

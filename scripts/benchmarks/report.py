@@ -1,26 +1,29 @@
-"""Time and memory of `seeker report` over two results of the same questions, the whole command: figures, plots and page.
+"""Time and memory of scoring episodes, and of `seeker report` over two results: figures, plots and page, the whole command.
 
     python scripts/benchmarks/report.py --questions 2000 10000 --folder /tmp/report
 
-The results are made up: one is of the tags dialect, the other of tools, with searches, three documents each, an answer and
-all metrics of an agent. One JSON line a number of questions; `MB of results` is what both files hold.
+The episodes are made up: one result is of the tags dialect, the other of tools, with searches, three documents each and an
+answer. Scoring is what `seeker test` does with an episode that has ended, up to both files; making it up is not counted. One
+JSON line a number of questions; `MB of results` is what both files hold, memory that of the scoring and of the report.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
+import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from measured import show, timed
 
 from project.dialects import Action, get_dialect
-from project.evaluation.results import RESULTS, SUMMARY
-from project.records import DialectName, Document, Message, Row
-from project.writing import write_rows
+from project.evaluation.metrics import SCORES, score_episode
+from project.evaluation.results import RESULTS, ResultsFile, episode_row
+from project.records import DialectName, Document, Episode, FinishReason, Message, Question, Turn
+from project.rewards.answer import AnswerReward
 
 WORDS = [f"{a}{b}{c}" for a in ("ka", "mer", "to", "li", "san") for b in ("ro", "ven", "du", "pal") for c in ("n", "sk", "ta")]
 KINDS = ("one_hop", "two_hop", "compare", "unanswerable")
@@ -42,40 +45,45 @@ def messages(draw: random.Random, name: DialectName, question: str, answer: str,
     return [*said, dialect.write(Action(text(draw, 30), answer=answer))]
 
 
-def rows(n: int, name: DialectName, skill: float) -> Iterator[Row]:
+def episodes(n: int, name: DialectName, skill: float) -> Iterator[Episode]:
     """Yield an episode a question; `skill` is the share of right answers."""
     for number in range(n):
         of_question, draw = random.Random(number), random.Random(f"{number} {name}")
-        question, answer, kind = text(of_question, 12), text(of_question, 2), of_question.choice(KINDS)
+        asked, answer, kind = text(of_question, 12), text(of_question, 2), of_question.choice(KINDS)
         searches, is_right = min(int(draw.expovariate(0.6)), 8), draw.random() < skill
-        said = messages(draw, name, question, answer if is_right else text(draw, 2), searches)
-        length = float(sum(len(message.content) for message in said) // 4)
-        gold = [] if kind == "unanswerable" else [f"p{number}"] + [f"r{number}"] * (kind != "one_hop")
-        found = gold[: min(searches, 2)]
-        needs = of_question.random() < 0.7
-        yield {
-            "question_id": f"q{number:06}", "group": f"q{number:06}", "kind": kind, "sample": 0, "question": question,
-            "answers": [answer], "needs_search": needs, "prediction": answer if is_right else "unknown", "finish": "answer",
-            "error": "", "evidence": gold, "retrieved": found, "messages": [message.to_row() for message in said],
-            **{metric: float(is_right) for metric in ("em", "cover_em", "finish_answer")},
-            "f1": 1.0 if is_right else round(draw.random() * 0.6, 2), "reward": is_right * 0.9 + 0.1 * draw.random(),
-            "decision_accuracy": float((searches > 0) == needs), "searches": float(searches), "contexts": 1.0,
-            "search_probability": min(1.0, max(0.0, draw.gauss(0.7 if needs else 0.4, 0.2))), "turns": searches + 1.0,
-            "repeated_queries": float(draw.random() < 0.1), "evidence_recall": len(found) / len(gold) if gold else float("nan"),
-            "evidence_precision": len(found) / (3 * searches) if gold and searches else float("nan"),
-            "answered_without_evidence": float(not found), "read_tokens": length, "refused_wrongly": float(draw.random() < 0.1),
-            "generated_tokens": 60.0 * searches + draw.randrange(80), "peak_context": length, "history_tokens": length,
-        }  # fmt: skip
+        given = answer if is_right else draw.choice([text(draw, 2), "unknown"])
+        gold = () if kind == "unanswerable" else (f"p{number}", f"r{number}")[: 1 + (kind != "one_hop")]
+        question = Question(f"q{number:06}", asked, (answer,) if gold else (), gold, of_question.random() < 0.7, kind)
+        said = messages(draw, name, asked, given, searches)
+        turns = tuple(_turn(draw, message) for message in said if message.role == "assistant")
+        found = tuple((place, "x", "y") for place in (*gold, *"z" * 8)[:searches])
+        yield Episode(question, turns, tuple(said), FinishReason.ANSWER, given, ("a query",) * searches, found)
 
 
-def write(folder: Path, n: int, name: DialectName, skill: float) -> Path:
-    """Write results and return their folder."""
-    write_rows(folder / RESULTS, rows(n, name, skill))
+def _turn(draw: random.Random, message: Message) -> Turn:
+    written = tuple(range(len(message.content) // 4 + 1))
+    return Turn((1,) * draw.randrange(200, 400), written, (-0.1,) * len(written), 0, True)
+
+
+def score(folder: Path, n: int, name: DialectName, skill: float) -> float:
+    """Write the results of n episodes into a folder and return the seconds that scoring them took."""
+    from project.evaluation.grouped import ResultMetrics
+
+    file, metrics, made = ResultsFile(folder), ResultMetrics(SCORES), episodes(n, name, skill)
+    metrics.kinds, seconds, reward = tuple(sorted(KINDS)), 0.0, AnswerReward()
+    while chunk := list(islice(made, 1000)):
+        started = time.perf_counter()
+        rows = [episode_row(episode, 0, score_episode(episode, reward, 0.5)) for episode in chunk]
+        for row in rows:
+            metrics.take(row)
+        file.extend(rows)
+        seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    figures, count = metrics.compute()
+    about = {"task": "agent", "run": folder.name, "run_id": None, "model_path": f"models/{name}", "n": count}
     settings = {"dialect": name, "temperature": 0.0, "top_k": 3}
-    about = {"task": "agent", "run": folder.name, "run_id": None, "model_path": f"models/{name}", "n": n, "metrics": {}}
-    about |= {"test_file": "test.jsonl", "test_digest": "0123456789abcdef", "settings": settings}
-    (folder / SUMMARY).write_text(json.dumps(about), encoding="utf-8")
-    return folder
+    file.finish(figures, about | {"test_file": "test.jsonl", "test_digest": "0123456789abcdef", "settings": settings})
+    return seconds + time.perf_counter() - started
 
 
 def main() -> None:
@@ -83,16 +91,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, nargs="+", default=[2000, 10_000])
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--score", nargs=2, metavar=("DIALECT", "SKILL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.score:
+        seconds = score(options.folder, options.questions[0], options.score[0], float(options.score[1]))
+        (options.folder / "seconds").write_text(str(seconds))
+        return
     for n in options.questions:
-        folder = options.folder / str(n)
-        first, other = write(folder / "sft", n, "tags", 0.45), write(folder / "ppo", n, "tools", 0.55)
+        folder, scored, memory = options.folder / str(n), 0.0, 0.0
+        first, other = folder / "sft", folder / "ppo"
+        for of, dialect, skill in ((first, "tags", "0.45"), (other, "tools", "0.55")):
+            words = ["--folder", str(of), "--questions", str(n), "--score", dialect, skill]
+            memory = max(memory, timed([sys.executable, __file__, *words])[1])
+            scored += float((of / "seconds").read_text())
         size = sum((one / RESULTS).stat().st_size for one in (first, other)) / 1e6
         output = folder / "report.html"
         command = [sys.executable, "-m", "project", "report", str(first), str(other), "--output", str(output)]
         seconds, peak = timed([*command, "--markdown", str(folder / "report.md")])
         page = output.stat().st_size / 1e6
-        show({"questions": n, "MB of results": size, "seconds": seconds, "peak_gb": peak, "MB of page": page})
+        show({"questions": n, "MB of results": size, "scoring_s": scored, "scoring_peak_gb": memory, "report_s": seconds,
+              "report_peak_gb": peak, "MB of page": page})  # fmt: skip
 
 
 if __name__ == "__main__":
