@@ -21,6 +21,8 @@ def marks(record: Question | Conversation) -> set[str]:
     asked = normalise_answer(record.question)
     if asked:
         found |= {f"the answer to '{asked}', '{normalise_answer(answer)}'" for answer in record.answers}
+        if not record.answers and not record.extra_info.get("passage"):
+            found.add(f"the answer to '{asked}', which has none")
     if isinstance(record, Conversation):
         if trace := record.extra_info.get("trace_id"):
             found.add(f"the trace '{trace}'")

@@ -14,11 +14,13 @@ shift $(($# > 1 ? 2 : 1))
 if [[ $model == *.ckpt ]]; then
   merged=$(dirname "$(dirname "$model")")/merged
   [[ -d $merged ]] || { echo "quick_evaluate: $model has no $merged beside it; give a model folder" >&2; exit 2; }
+  echo "quick_evaluate: measuring $merged, the model at the end of that checkpoint's run"
   model=$merged
 fi
 [[ -d $model ]] || { echo "quick_evaluate: $model is no folder; give a model folder or checkpoint" >&2; exit 2; }
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 seeker=$project/.venv/bin/seeker
+[[ -x $seeker ]] || { echo "quick_evaluate: there is no $seeker; run bash $project/scripts/setup.sh first" >&2; exit 2; }
 config=${CONFIG:-$project/experiments/quickstart/test.yaml}
 out=${OUTPUT:-$(dirname "$model")/quick_evaluate}
 name=${NAME:-quick-$(basename "$(dirname "$(realpath "$model")")")}

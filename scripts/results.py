@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from project.evaluation.results import RESULTS
+from project.tracking.paired import PairedResult, paired_results, read_scores
 from project.writing import write_text
 
 COLUMNS = {
@@ -27,33 +29,46 @@ COLUMNS = {
     "folding": {"em": "folding agent: EM", "f1": "F1", "peak_context": "longest context"},
 }
 """Metrics by task: `summary` holds two, summary and reasoning from it; `folding` is the agent that must fold."""
+BASE = "base"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
-def cell(summary: dict[str, Any], metric: str) -> str:
-    """Return `0.43 [0.36, 0.50]`, or a dash where the metric applied to nothing."""
+def cell(summary: dict[str, Any], metric: str, change: PairedResult | None) -> str:
+    """Return `0.43 [0.36, 0.50] n=200`, bold where it differs from the base's on the same questions; a dash for none."""
     one = summary.get("metrics", {}).get(metric)
-    if one is None:
-        return ""
+    if one is None or one["low"] is None:
+        return "-"
     digits = 0 if abs(one["mean"]) >= 100 else 2
-    return f"{one['mean']:.{digits}f} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
+    mark = "**" if change is not None and change.p < 0.05 else ""
+    few = f" in {one['groups']} groups" if one["groups"] < one["n"] else ""
+    return f"{mark}{one['mean']:.{digits}f}{mark} [{one['low']:.{digits}f}, {one['high']:.{digits}f}] n={one['n']}{few}"
+
+
+def changes(folder: Path, model: str, task: str) -> dict[str, PairedResult]:
+    """Return a model's paired differences from the base by metric; none where either was not measured."""
+    files = [folder / name / task / RESULTS for name in (BASE, model)]
+    if model == BASE or not all(file.is_file() for file in files):
+        return {}
+    return {one.metric: one for one in paired_results(*map(read_scores, files))}
 
 
 def table(folder: Path) -> str:
-    """Return the table in Markdown, a row a model; the header names each task's n and file."""
+    """Return the table in Markdown, a row a model; below it the files that the tasks are of."""
     found = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*/summary.json"))}
-    models = sorted({path.parent for path in found}, key=lambda path: (path.name != "base", path.name))
+    models = sorted({path.parent.name for path in found}, key=lambda name: (name != BASE, name))
     tasks = [task for task in COLUMNS if any(path.name == task for path in found)]
     heads = ["model", *(title for task in tasks for title in COLUMNS[task].values())]
-    rows = [
-        [model.name, *(cell(found.get(model / task, {}), metric) for task in tasks for metric in COLUMNS[task])]
-        for model in models
-    ]
-    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
-    sizes = {task: sorted({int(of["n"]) for path, of in found.items() if path.name == task}) for task in tasks}
-    files = {task: next(of["test_file"] for path, of in found.items() if path.name == task) for task in tasks}
-    said = "; ".join(f"{task} n = {' or '.join(map(str, sizes[task]))} of `{files[task]}`" for task in tasks)
-    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", f"Means with 95 % intervals; {said}."])
+    lines = [heads, ["---", *["--:"] * (len(heads) - 1)]]
+    for model in models:
+        line = [model]
+        for task in tasks:
+            paired = changes(folder, model, task)
+            line += [cell(found.get(folder / model / task, {}), metric, paired.get(metric)) for metric in COLUMNS[task]]
+        lines.append(line)
+    files = {task: sorted({of["test_file"] for path, of in found.items() if path.name == task}) for task in tasks}
+    said = "; ".join(f"{task}: {', '.join(f'`{file}`' for file in files[task])}" for task in tasks)
+    note = f"Means with 95 % intervals; bold: another than {BASE}'s on the same questions, paired p below 0.05. {said}."
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", note])
 
 
 def main() -> None:

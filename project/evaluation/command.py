@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from project.errors import InputError
 from project.files import local_file, read_rows
+from project.records import Question
 from project.tracking.store import project_root
 
 FLAGS = {
@@ -50,7 +52,10 @@ def _value(words: Sequence[str], option: str) -> str:
 def _config_of(file: Path) -> tuple[str, ...]:
     """Return the options that say what a file is for."""
     _, row = next(read_rows(local_file(file)))
-    passage = (row.get("extra_info") or {}).get("passage")
-    if not passage and "messages" not in row:
-        return AGENT
-    return ("--config", str(project_root() / CONFIGS["decision" if passage else "summary"]))
+    if "messages" in row:
+        return ("--config", str(project_root() / CONFIGS["summary"]))
+    try:
+        has_passage = bool(Question.from_row(row).extra_info.get("passage"))
+    except ValueError as error:
+        raise InputError(f"{file}, line 1: {error}") from error
+    return ("--config", str(project_root() / CONFIGS["decision"])) if has_passage else AGENT

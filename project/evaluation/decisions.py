@@ -14,6 +14,7 @@ import numpy as np
 
 from project.dialects import assistant_spans
 from project.evaluation.metrics import Estimate, Numbers, resamples
+from project.intervals import widened, wilson
 from project.records import SpanKind, Turn
 from project.rendering import Renderer
 
@@ -24,35 +25,56 @@ BINS = 10
 def decision_scores(
     searched: Numbers, needed: Numbers, probability: Numbers, groups: Numbers, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Return {name: estimate} of decisions.
+    """Return {name: estimate} of decisions; what is of no question (the precision of what never happened) is left out.
 
     Args:
-        searched: 1 where the agent searched, else 0; (N,).
+        searched: 1 where the agent searched, else 0; one that decided nothing counts as the wrong one; (N,).
         needed: 1 where it had to; (N,).
         probability: that it gave to searching, from 0 to 1, or NaN; (N,).
         groups: which questions hang together; (N,).
         seed: of the bootstrap.
     """
-    _, of_group = np.unique(groups, return_inverse=True)
-    ones = np.ones((1, len(searched)))
-    whole = {name: float(value[0]) for name, value in _figures(ones, searched, needed, probability).items()}
-    drawn = [_figures(counts[:, of_group], searched, needed, probability) for counts in resamples(of_group.max() + 1, seed)]
-    known = int((~np.isnan(probability)).sum())
+    found_groups, of_group = np.unique(groups, return_inverse=True)
+    size = len(found_groups)
+    whole = {
+        name: float(value[0]) for name, value in _figures(np.ones((1, len(searched))), searched, needed, probability).items()
+    }
+    drawn = [_figures(counts[:, of_group], searched, needed, probability) for counts in resamples(size, seed)]
     found = {}
     for name, value in whole.items():
+        n = _count(name, searched, needed, probability)
+        if not n:
+            continue
         low, high = np.nanquantile(np.concatenate([block[name] for block in drawn]), [0.025, 0.975])
-        n = known if name in ("auroc", "ece") else len(searched)
-        found[name] = Estimate(value, min(float(low), value), max(float(high), value), n)
+        if name == "ece":  # resamples are further from calibrated than the sample: the basic interval turns that round
+            low, high = 2 * value - high, 2 * value - low
+        low, high = wilson(value, min(n, size)) if value in (0.0, 1.0) and name != "ece" else widened(value, low, high, size)
+        found[name] = Estimate(value, max(0.0, low), min(1.0, high), n, min(n, size))
     return found
+
+
+def _count(name: str, searched: Numbers, needed: Numbers, probability: Numbers) -> int:
+    """Return how many questions a figure is of."""
+    of = {
+        "search_precision": searched,
+        "search_recall": needed,
+        "answer_precision": 1 - searched,
+        "answer_recall": 1 - needed,
+        "auroc": ~np.isnan(probability),
+        "ece": ~np.isnan(probability),
+    }
+    return int(np.sum(of[name])) if name in of else len(searched)
 
 
 def _figures(weights_RN: Numbers, searched: Numbers, needed: Numbers, probability: Numbers) -> dict[str, Numbers]:
     """Return each figure's values, one for each row of weights (R)."""
     found = _class_figures(weights_RN, searched, needed)
     has_forecast = ~np.isnan(probability)
-    if has_forecast.any() and 0 < needed[has_forecast].mean() < 1:
+    if has_forecast.any():
         weights, outcome, forecast = weights_RN[:, has_forecast], needed[has_forecast], probability[has_forecast]
-        found |= {"auroc": auroc(weights, outcome, forecast), "ece": calibration_error(weights, outcome, forecast)}
+        found["ece"] = calibration_error(weights, outcome, forecast)
+        if 0 < outcome.mean() < 1:
+            found["auroc"] = auroc(weights, outcome, forecast)
     return found
 
 
@@ -106,11 +128,16 @@ def calibration_error(weights_RN: Numbers, outcome: Numbers, forecast: Numbers) 
     return found
 
 
-def search_probability(turn: Turn, renderer: Renderer) -> float:
-    """Return the probability that a turn gave to searching where it decided: of the decision token, or of the opening tag.
+def search_probability(turns: Sequence[Turn], renderer: Renderer) -> float:
+    """Return the probability of searching where an episode first decided: of the decision token, or of the opening tag.
 
-    That is the probability of what was written, taken from 1 where it was the answer; NaN where the turn decided nothing.
+    That is the probability of what was written, taken from 1 where it was the answer; NaN where no turn decided anything.
     """
+    found = (_of_turn(turn, renderer) for turn in turns)
+    return next((probability for probability in found if not math.isnan(probability)), math.nan)
+
+
+def _of_turn(turn: Turn, renderer: Renderer) -> float:
     text = renderer.decode(turn.ids)
     marks = (SpanKind.DECISION, SpanKind.SEARCH, SpanKind.ANSWER)
     start = next((start for start, _, kind in assistant_spans(text) if kind in marks), None)

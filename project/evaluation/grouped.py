@@ -63,9 +63,9 @@ class ResultMetrics(GroupedRows):
 
     def take(self, row: Row) -> None:
         """Take a row of the results."""
-        needs = row.get("needs_search")
-        needed = math.nan if needs is None else float(needs)
-        searched = float(row["decision_accuracy"] == needed) if needs is not None else math.nan
+        needs, is_right = row.get("needs_search"), row.get("decision_accuracy", math.nan)
+        needed = math.nan if needs is None or math.isnan(is_right) else float(needs)
+        searched = float(is_right == needed)  # one that decided nothing was wrong either way
         values = [row[name] for name in self.names[:-3]]
         self.update([*values, float(group_numbers([row["kind"]])[0]), needed, searched], row["group"])
 
@@ -81,5 +81,5 @@ class ResultMetrics(GroupedRows):
         known = needed == needed
         if known.any():
             decisions = decision_scores(searched[known], needed[known], columns["search_probability"][known], groups[known])
-            found |= {f"decision_{name}": one for name, one in decisions.items()}
+            found |= {f"decision_{name}": one for name, one in decisions.items() if name != "accuracy"}  # that has its interval
         return {name: one for name, one in found.items() if one.n}, len(groups)

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from project.answers import REFUSALS, cover_exact_match, exact_match, normalise_answer, token_f1
+from project.dialects import ANSWER_TOKEN
+from project.intervals import widened, wilson
 from project.records import Episode, FinishReason
-from project.rewards.terms import did_search, evidence_recall, repeats
+from project.rewards.terms import agent_turns, did_search, evidence_recall, repeats
 
 RESAMPLES = 2000
 BLOCK = 100
 """Resamples that are drawn at once: 8 MB of numbers for 10,000 questions."""
-Z = 1.959964
-"""Two-sided 95 % point of the normal distribution."""
 SHARES = frozenset({
-    "em", "cover_em", "decision_accuracy", "verdict", "supported", "abstained", "refused_wrongly",
+    "em", "cover_em", "decided", "decision_accuracy", "verdict", "supported", "abstained", "refused_wrongly",
     "answered_without_evidence", "summarised", "answer_kept",
 })  # fmt: skip
 """Metrics that are yes or no for each question."""
@@ -29,7 +29,7 @@ UNIT = frozenset({
 })  # fmt: skip
 """Metrics that lie between 0 and 1 for each question."""
 SCORES = (
-    "em", "f1", "cover_em", "verdict", "supported", "decision_accuracy", "search_probability", "searches",
+    "em", "f1", "cover_em", "verdict", "supported", "decided", "decision_accuracy", "search_probability", "searches",
     "repeated_queries", "evidence_recall", "evidence_precision", "answered_without_evidence", "abstained",
     "refused_wrongly", "reward", "turns", "contexts", "read_tokens", "generated_tokens", "peak_context", "history_tokens",
     *(f"finish_{reason}" for reason in FinishReason),
@@ -45,6 +45,8 @@ class Estimate(NamedTuple):
     low: float
     high: float
     n: int
+    groups: int = 0
+    """Groups that the n hang together in; as many as n where each stands alone."""
 
 
 def score_episode(
@@ -54,6 +56,8 @@ def score_episode(
 
     Of those that do not speak for themselves:
 
+    - `decided`: it searched or answered at all, without which its `decision_accuracy` is 0 either way;
+    - `searches`: queries that it wrote, also in a last turn that was not run any more;
     - `evidence_precision`: share of the passages shown that are evidence;
     - `answered_without_evidence`: it answered, no refusal, though nothing shown was evidence (hallucination);
     - `abstained`: it refused a question that the corpus cannot answer; `refused_wrongly`: one that it can;
@@ -62,6 +66,7 @@ def score_episode(
     """
     question, searched = episode.question, did_search(episode)
     needs, refused = question.needs_search, is_refusal(episode.answer)
+    decided = searched or episode.answer is not None or any(ANSWER_TOKEN in turn for turn in agent_turns(episode))
     shown, gold = set(episode.retrieved), set(question.evidence)
     missed = bool(gold) and needs is not False and not gold & shown
     scores = {
@@ -70,7 +75,8 @@ def score_episode(
         "cover_em": cover_exact_match(episode.answer, question.answers),
         "verdict": _or_nan(episode.verdict),
         "supported": _or_nan(episode.supported),
-        "decision_accuracy": math.nan if needs is None else float(searched == needs),
+        "decided": float(decided),
+        "decision_accuracy": math.nan if needs is None else float(decided and searched == needs),
         "search_probability": search_probability,
         "searches": float(len(episode.queries)),
         "repeated_queries": float(repeats(episode.queries)),
@@ -142,7 +148,7 @@ def estimate(
         unit: the values lie between 0 and 1; where all are 0, or all 1, the interval is Wilson's too.
         groups: one a value; values of a group hang together (the samples of a trace), and groups are resampled in place of
             values. Where groups have several values the interval is the bootstrap's, unless all values are 0 or all 1: then
-            Wilson's over the groups.
+            Wilson's over the groups. Of a single group there is no interval (NaN), or all from 0 to 1.
         seed: of the bootstrap.
     """
     all_values = np.asarray(values, dtype=np.float64)
@@ -153,17 +159,16 @@ def estimate(
     mean, n = float(known.mean()), len(known)
     numbers = np.arange(len(all_values)) if groups is None else group_numbers(groups)
     found, of_group = np.unique(numbers[is_known], return_inverse=True)
-    if (share and len(found) == n) or ((share or unit) and mean in (0.0, 1.0)):
-        return Estimate(mean, *_wilson(mean, len(found)), n)
+    size = len(found)
+    if (share and size == n) or ((share or unit) and mean in (0.0, 1.0)):
+        return Estimate(mean, *wilson(mean, size), n, size)
     sums, sizes = np.bincount(of_group, weights=known), np.bincount(of_group).astype(np.float64)
-    means = np.concatenate([counts @ sums / (counts @ sizes) for counts in resamples(len(sums), seed)])
+    means = np.concatenate([counts @ sums / (counts @ sizes) for counts in resamples(size, seed)])
     low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(mean, min(float(low), mean), max(float(high), mean), n)
-
-
-def _wilson(mean: float, n: int) -> tuple[float, float]:
-    centre, spread = mean + Z**2 / (2 * n), Z * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
-    return max(0.0, (centre - spread) / (1 + Z**2 / n)), min(1.0, (centre + spread) / (1 + Z**2 / n))
+    low, high = widened(mean, float(low), float(high), size)
+    if share or unit:
+        low, high = (0.0, 1.0) if size == 1 else (max(0.0, low), min(1.0, high))
+    return Estimate(mean, low, high, n, size)
 
 
 def resamples(groups: int, seed: int) -> Iterator[Numbers]:

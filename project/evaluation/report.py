@@ -207,7 +207,21 @@ def _environment() -> Environment:
 
     loader = FileSystemLoader(Path(__file__).parent)
     made = Environment(autoescape=is_html, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = (number, short, centre, interval, p_value, visible, cell, fenced, marked, estimate_text, change_text, meaning)
+    filters = (
+        number,
+        short,
+        centre,
+        interval,
+        in_groups,
+        p_value,
+        visible,
+        cell,
+        fenced,
+        marked,
+        estimate_text,
+        change_text,
+        meaning,
+    )
     made.filters |= {one.__name__: one for one in filters}
     made.tests["significant"] = is_significant
     return made
@@ -255,17 +269,22 @@ def p_value(change: PairedResult) -> str:
     return "p<0.001" if change.p < 0.001 else f"p={change.p:.3f}"
 
 
+def in_groups(found: Estimate | PairedResult) -> str:
+    """Return how many groups the n hang together in, where they are fewer."""
+    return f" in {found.groups} groups" if 0 < found.groups < found.n else ""
+
+
 def estimate_text(found: Estimate | None) -> str:
     """Return a mean with interval and n, `-` where there is none."""
-    return "-" if found is None or not found.n else f"{centre(found)} {interval(found)} n={found.n}"
+    return "-" if found is None or not found.n else f"{centre(found)} {interval(found)} n={found.n}{in_groups(found)}"
 
 
 def change_text(change: PairedResult | None, bold: str = "") -> str:
-    """Return a difference with interval, n and p; between `bold` where the interval leaves out 0."""
+    """Return a difference with interval, n and p; between `bold` where p is below 0.05."""
     if change is None:
         return ""
     mark = bold if is_significant(change) else ""
-    return f"{mark}{centre(change, '+')} {interval(change, '+')}{mark} n={change.n} {p_value(change)}"
+    return f"{mark}{centre(change, '+')} {interval(change, '+')}{mark} n={change.n}{in_groups(change)} {p_value(change)}"
 
 
 def cell(text: str) -> str:

@@ -72,7 +72,7 @@ def find_results(where: str, folder: Path) -> Results:
         if not (path / RESULTS).is_file():
             raise InputError(f"the folder {path} holds no {RESULTS}; give one that `seeker test` wrote, or a run's name")
         return read_results(path / RESULTS)
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or path.suffix == ".parquet":
         return read_results(path)
     return _downloaded(where, folder)
 

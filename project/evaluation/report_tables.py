@@ -131,8 +131,8 @@ def meaning(metric: str) -> str:
 
 
 def is_significant(change: PairedResult) -> bool:
-    """Return whether the interval of a difference leaves out 0."""
-    return change.low > 0 or change.high < 0
+    """Return whether a difference would come by chance in less than one comparison of twenty."""
+    return change.p < 0.05
 
 
 def main_metrics(results: Sequence[Results]) -> list[str]:
@@ -184,7 +184,11 @@ def _figures_of_summary(results: Results) -> dict[str, Estimate]:
     by_kind = {f"{metric}_{kind}" for metric in results.scores for kind in set(results.columns["kind"])}
     of = results.about.get("metrics") or {}
     try:
-        return {name: Estimate(**one) for name, one in of.items() if name not in results.scores and name not in by_kind}
+        return {
+            name: Estimate(**{end: math.nan if value is None else value for end, value in one.items()})  # type: ignore[arg-type]
+            for name, one in of.items()
+            if name not in results.scores and name not in by_kind
+        }
     except (TypeError, AttributeError) as error:
         raise InputError(
             f"the metrics of {results.path.with_name(SUMMARY)} are no {{name: {{mean, low, high, n}}}}; test again"

@@ -64,7 +64,7 @@ class ResultsFile:
         self._sink.keep()
         self._stack.close()
         self._sink = None
-        metrics = {name: one._asdict() for name, one in figures.items()}
+        metrics = {name: {k: None if v != v else v for k, v in one._asdict().items()} for name, one in figures.items()}
         write_text(self.folder / SUMMARY, json.dumps({**json.loads(dumps(about)), "metrics": metrics}, indent=1) + "\n")
         return [self.folder / RESULTS, self.folder / SUMMARY]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from project.answers import normalise_answer
 from project.traces.summaries import sentences
 
 PARTS = ("think_summary", "information_summary")
 _TAG = re.compile(r"</?\w+>")
+_QUESTION = re.compile(r"^\s*Question:.*$", re.MULTILINE)
 _NUMBER_OR_NAME = re.compile(r"\d+(?:[.,]\d+)*|\b[^\W\d_][\w'’-]*")
 
 
@@ -25,8 +26,9 @@ def score_summary(
     - `quoted`: share of the sentences of its information that stand in the context to the letter, but for white space and
       the title before them.
     - `unsupported`: share of its numbers and names that neither context nor question holds.
-    - `answer_kept`: whether it holds the answer, where the context does; yes and no are held by anything.
-    - `rouge_l`: ROUGE-L's F of the reference (Lin 2004).
+    - `answer_kept`: whether it holds the answer, where the context does and the question does not; yes and no are held by
+      anything.
+    - `rouge_l`: ROUGE-L's F of the reference (Lin 2004), tags and question left out.
 
     Args:
         summary: as the agent wrote it, without `<summary>`; empty where it wrote none.
@@ -42,7 +44,7 @@ def score_summary(
         "compression": lengths[0] / lengths[1] if summary and lengths[1] else math.nan,
         "quoted": quoted(summary, context),
         "unsupported": unsupported(summary, [*context, question]),
-        "answer_kept": answer_kept(summary, context, answers),
+        "answer_kept": answer_kept(summary, context, answers, question),
         "rouge_l": rouge_l(summary, reference),
     }
 
@@ -75,25 +77,30 @@ def unsupported(summary: str, sources: Sequence[str]) -> float:
     return sum(word.casefold() not in held for word in said) / len(said) if said else math.nan
 
 
-def answer_kept(summary: str, context: Sequence[str], answers: Iterable[str]) -> float:
-    """Return 1.0 or 0.0 where the context holds an answer, and NaN where it holds none.
+def answer_kept(summary: str, context: Sequence[str], answers: Iterable[str], question: str = "") -> float:
+    """Return 1.0 or 0.0 where the context holds an answer, and NaN where it holds none, or the question holds it too.
 
     >>> answer_kept("It is cold in Oslo.", ["Oslo is the capital"], ["Oslo"])
     1.0
+    >>> answer_kept("Question: Oslo or Rome?", ["Oslo is the capital"], ["Oslo"], "Oslo or Rome?")
+    nan
     """
-    read, said = (f" {normalise_answer(text)} " for text in (" ".join(context), summary))
+    read, said, asked = (f" {normalise_answer(text)} " for text in (" ".join(context), summary, question))
     wanted = {f" {normalise_answer(answer)} " for answer in answers} - {" yes ", " no ", "  "}
-    known = [answer for answer in wanted if answer in read]
+    known = [answer for answer in wanted if answer in read and answer not in asked]
     return float(any(answer in said for answer in known)) if known else math.nan
 
 
 def rouge_l(summary: str, reference: str) -> float:
-    """Return ROUGE-L's F; NaN without a reference."""
+    """Return ROUGE-L's F of what two summaries say, their form and the question left out; NaN without a reference."""
     from torchmetrics.functional.text import rouge_score
 
-    if not reference:
+    said, expected = (_QUESTION.sub("", _TAG.sub(" ", text)) for text in (summary, reference))
+    if not expected.strip():
         return math.nan
-    return float(rouge_score(summary, reference, rouge_keys="rougeL")["rougeL_fmeasure"])
+    words: Callable[[str], list[str]] = lambda text: re.findall(r"\w+", text.casefold())  # noqa: E731 - ROUGE's own knows ASCII only
+    found = rouge_score(said, expected, rouge_keys="rougeL", normalizer=lambda text: text, tokenizer=words)
+    return float(found["rougeL_fmeasure"])
 
 
 def _squeezed(text: str) -> str:

@@ -27,7 +27,7 @@ from project.evaluation.results import episode_row
 from project.modules.measuring import MeasuringModule, over_samples, sample_metrics
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
 from project.ranks import first_here, gathered, gathered_or_raised, part_of, world
-from project.records import Episode, Question, Row
+from project.records import Episode, FinishReason, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
 from project.rewards.judge import Judge
@@ -136,6 +136,8 @@ class SearchAgent(MeasuringModule):
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self.measure((*SCORES, *sample_metrics(eval_samples)))
         self._predictions: list[Row] = []
+        self._failed: list[str] = []
+        self._run_so_far = 0
 
     # --- lifetimes ---------------------------------------------------------------------------------------------------
 
@@ -231,13 +233,20 @@ class SearchAgent(MeasuringModule):
             RetrievalError: over 10 % of the episodes, and more than one, lost their search tool or took too long.
         """
         episodes = [episode for of_rank in gathered_or_raised(run) for episode in of_rank]
-        _refuse_failures([e.error for e in episodes if e.finish.is_environment_failure], len(episodes))
+        failed = [e.error for e in episodes if e.finish.is_environment_failure]
+        _refuse_failures(failed, len(episodes))
+        if len(failed) == len(episodes) > 0:
+            raise RetrievalError(f"all {len(failed)} episodes failed: {failed[0]}")
         return episodes
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self, questions: list[Question]) -> list[Episode]:
-        """Run `eval_samples` episodes of each of this rank's questions and take their metrics; return them in order."""
+        """Run `eval_samples` episodes of each of this rank's questions and return them in order.
+
+        Raises:
+            RetrievalError: over 10 % of all so far, and more than one, lost their search tool or took too long.
+        """
         mine, times = part_of(len(questions)), self.eval_samples
         asked = [(question, i * times + j) for i, question in enumerate(questions) for j in range(times)]
         asked = asked[mine.start * times : mine.stop * times]
@@ -248,8 +257,10 @@ class SearchAgent(MeasuringModule):
                 episodes.extend(self._run([q for q, _ in asked], [seed for _, seed in asked], self.eval_temperature))
             return [e.error for e in episodes if e.finish.is_environment_failure], len(episodes)
 
-        failed, counts = zip(*gathered_or_raised(run), strict=True)
-        _refuse_failures([error for of_rank in failed for error in of_rank], sum(counts))
+        for failed, count in gathered_or_raised(run):
+            self._failed += failed
+            self._run_so_far += count
+        _refuse_failures(self._failed, self._run_so_far)
         return episodes
 
     def _rows(self, episodes: list[Episode]) -> list[Row]:
@@ -263,9 +274,9 @@ class SearchAgent(MeasuringModule):
 
     def _scores(self, episode: Episode) -> dict[str, float]:
         if episode.finish.is_environment_failure:
-            return dict.fromkeys(SCORES, math.nan)
-        turns = episode.turns
-        return score_episode(episode, self.reward, search_probability(turns[0], self.renderer) if turns else math.nan)
+            ended = {f"finish_{reason}": float(reason is episode.finish) for reason in FinishReason}
+            return dict.fromkeys(SCORES, math.nan) | ended
+        return score_episode(episode, self.reward, search_probability(episode.turns, self.renderer))
 
     def validation_step(self, batch: list[Question], batch_idx: int) -> None:
         """Run the batch's episodes."""
@@ -298,11 +309,16 @@ class SearchAgent(MeasuringModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
-        self.report("val", "environment_failures")
+        self._report("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics with their intervals, and keep every score and conversation."""
-        self.report("test", "environment_failures")
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        failed, self._failed, self._run_so_far = self._failed, [], 0
+        if not self.report(stage, "environment_failures") and failed:
+            raise RetrievalError(f"all {len(failed)} episodes failed: {failed[0]}")
 
     def on_predict_epoch_end(self) -> None:
         """Write `predictions.parquet` into the run's folder."""
@@ -335,5 +351,5 @@ class SearchAgent(MeasuringModule):
 
 
 def _refuse_failures(failed: list[str], count: int) -> None:
-    if len(failed) > max(1, 0.1 * count) or len(failed) == count > 0:
-        raise RetrievalError(f"{len(failed)} of {count} episodes lost their search tool: {failed[0]}")
+    if len(failed) > max(1, 0.1 * count):
+        raise RetrievalError(f"{len(failed)} of {count} episodes lost their search tool, or took too long: {failed[0]}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from project.errors import InputError
 from project.records import Row
+from project.tracking.store import RUN_ID_FILE
 from project.writing import write_text
 
 HAND_OVER = "hand_over.json"
@@ -44,6 +45,12 @@ class HandedOn:
 def measured(trainer: Any) -> dict[str, float]:  # noqa: ANN401 - Lightning's own
     """Return what the last validation logged."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
+
+
+def note_run(folder: Path, logger: Any) -> None:  # noqa: ANN401 - any logger of Lightning
+    """Leave in an exported folder, which may go elsewhere, the id of the run that made it, if it is tracked."""
+    if run_id := getattr(logger, "run_id", None):
+        write_text(folder / RUN_ID_FILE, f"{run_id}\n")
 
 
 def write_hand_over(folder: Path, hands_on: Mapping[str, HandedOn]) -> None:

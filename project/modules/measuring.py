@@ -17,6 +17,9 @@ from project.ranks import gathered
 from project.records import Row
 from project.tracking.logger import SeekerLogger
 
+CHOSEN = ("limit", "seed", "kinds", "leave_out", "answers_only")
+"""Options of the data that say which of the test file's questions are used."""
+
 
 class MeasuringModule(LightningModule):
     """Takes rows of results (`evaluation/results.py`), of each rank its own, and reports on all ranks' together."""
@@ -32,11 +35,10 @@ class MeasuringModule(LightningModule):
         self._results: ResultsFile | None = None
 
     def take(self, row: Row, *, counts: bool = True) -> None:
-        """Count a row; one that does not count (the environment failed, it was too long) is only numbered."""
+        """Take a row; one that does not count (the environment failed, it was too long) has no score but how it ended."""
         self._left_out += not counts
         self._kinds |= {row["kind"]} if row["kind"] else set()
-        if counts:
-            self._measured.take(row)
+        self._measured.take(row)
 
     def write(self, mine: list[Row]) -> None:
         """Append all ranks' rows to the results, on the first."""
@@ -54,7 +56,9 @@ class MeasuringModule(LightningModule):
         """
         self._measured.kinds = tuple(sorted(set().union(*gathered(self._kinds))))
         figures, count = self._measured.compute()
-        numbers = {"n": float(count), left_out: float(sum(gathered(self._left_out)))}
+        without = sum(gathered(self._left_out))
+        count -= without
+        numbers = {"n": float(count), left_out: float(without)}
         self._measured.reset()
         self._kinds, self._left_out = set(), 0
         if count:
@@ -66,7 +70,7 @@ class MeasuringModule(LightningModule):
             for path in self._results.finish(figures, self._about() | numbers):
                 self.keep(path)
             self._results = None
-        return figures
+        return figures if count else {}
 
     def _log_figures(self, stage: str, figures: Mapping[str, Estimate]) -> None:
         for name, one in figures.items():
@@ -85,7 +89,12 @@ class MeasuringModule(LightningModule):
         run = {"run": Path(self.trainer.default_root_dir).name, "run_id": None}
         if isinstance(logger, SeekerLogger):
             run = {"run": logger.run_name, "run_id": logger.run_id}
-        origin = run | {"test_file": str(file), "test_digest": file_digest(file)}
+        chosen = {name: getattr(data, name) for name in CHOSEN if getattr(data, name, None)}
+        origin = run | {
+            "test_file": str(file),
+            "test_digest": file_digest(file),
+            "chosen": {n: str(of) for n, of in chosen.items()},
+        }
         return {"task": self.task} | origin | self.about()
 
     def keep(self, path: Path) -> None:
@@ -121,16 +130,19 @@ def sample_metrics(times: int) -> tuple[str, ...]:
 
 
 def over_samples(scores: Sequence[Mapping[str, float]], times: int) -> list[dict[str, float]]:
-    """Return avg@k (mean EM) and pass@k (whether one is right) of each question beside its first sample, NaN at its others.
+    """Return avg@k (mean EM) and pass@k (whether one is right) of each question beside its first sample that did not fail.
+
+    They are NaN beside its others; so is pass@k where one of the k failed.
 
     Args:
         scores: with `em`, a question's samples in a row.
         times: k, the samples of a question.
     """
     names = sample_metrics(times)
-    found = []
+    found = [dict.fromkeys(names, math.nan) for _ in scores]
     for start in range(0, len(scores), times):
-        hits = [of["em"] for of in scores[start : start + times] if not math.isnan(of["em"])]
-        first = (sum(hits) / len(hits), max(hits)) if hits else (math.nan, math.nan)
-        found += [dict(zip(names, first, strict=False)), *[dict.fromkeys(names, math.nan)] * (times - 1)]
+        hits = {i: scores[i]["em"] for i in range(start, start + times) if not math.isnan(scores[i]["em"])}
+        if hits:
+            best = max(hits.values()) if len(hits) == times else math.nan
+            found[min(hits)] = dict(zip(names, (sum(hits.values()) / len(hits), best), strict=False))
     return found

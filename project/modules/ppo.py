@@ -33,6 +33,7 @@ from project.losses import (
     ppo_policy_loss,
 )
 from project.modules.critic import Critic, DeepCritic, Loss, share_frozen
+from project.modules.hand_over import note_run
 from project.modules.optimization import make_optimizer
 from project.modules.policy import LoRA, Policy, Precision, export_merged
 from project.modules.ppo_batches import FILLER, Batch, Notes, Step, Update, deal, pay, plan, together
@@ -466,6 +467,8 @@ class PPO(RolloutAgent):
             assert self.policy is not None
             folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
             export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
+            if self.trainer.is_global_zero:
+                note_run(folder, self.logger)
             if isinstance(self.logger, SeekerLogger):
                 self.logger.keep_model(folder)
 

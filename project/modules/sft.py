@@ -18,7 +18,7 @@ from project.datamodules.plan import MicroBatch
 from project.errors import InputError, TrainingError
 from project.losses import weighted_cross_entropy
 from project.modules.adapter_checkpoint import AdapterCheckpoint, load_weights
-from project.modules.hand_over import MEASURED, HandedOn, measured, write_hand_over
+from project.modules.hand_over import MEASURED, HandedOn, measured, note_run, write_hand_over
 from project.modules.optimization import OptimizerName, make_optimizer, warmup_cosine
 from project.modules.policy import (
     AgentSettings,
@@ -257,6 +257,8 @@ class SFT(AdapterCheckpoint, LightningModule):
     def _export(self, folder: Path) -> None:
         assert self.policy is not None
         export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
+        if self.trainer.is_global_zero:
+            note_run(folder, self.logger)
 
 
 def refuse_float16(is_scaled: bool) -> None:

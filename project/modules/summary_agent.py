@@ -210,7 +210,7 @@ def _score_turn(name: str, turn: Action, folded: Folded) -> dict[str, float]:
     """Return whether a turn does what the expert did, and where that was to answer, how right it is."""
     target, answers = folded.target, folded.conversation.answers
     is_last = target.answer is not None
-    acts = (turn.answer is not None) == is_last and not turn.is_malformed
+    acts = turn.answer is not None if is_last else bool(turn.queries)
     return {
         f"{name}_action": float(acts),
         f"{name}_em": exact_match(turn.answer, answers) if is_last else math.nan,

@@ -17,12 +17,15 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
-from project.errors import InputError
+from project.errors import InputError, TrackingError
 from project.files import file_digest
 from project.overlap import lasting
+from project.ranks import gathered_or_raised
 from project.records import Row
+from project.tracking.callback import checkpoint_run_id
 from project.tracking.logger import SeekerLogger
-from project.tracking.store import client, dataset_manifests, run_folder_id
+from project.tracking.store import client, dataset_manifests, run_folder_id, shown_uri, tracking_uri
+from project.writing import atomic_path
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -45,33 +48,45 @@ class GuardTest(Callback):
         self.checkpoint, self.allow_overlap = checkpoint, allow_overlap
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Do so on the first rank, once the data are read; what is refused is refused on all.
+        """Look through what the model was trained on, on the first rank; what is refused is refused on all.
 
         Raises:
             InputError: a question, trace or opening of the test set was trained on.
+            TrackingError: the store of runs cannot be asked.
         """
         data: Any = getattr(trainer, "datamodule", None)
-        stage = str(getattr(stage, "value", stage))
-        if stage == "fit" and trainer.is_global_zero and hasattr(data, "marks"):
-            logger = next((one for one in trainer.loggers if isinstance(one, SeekerLogger)), None)
-            if logger is not None:
-                keep_marks(str(logger.run_id), data.marks("train"))
-        found = ""
-        if stage in TESTED and trainer.is_global_zero and hasattr(data, "marks"):
-            made_by = run_folder_id(self.checkpoint) or run_folder_id(getattr(pl_module, "model_path", None))
-            found = trained_on(made_by, data.marks(TESTED[stage]), data.data_files[TESTED[stage]]) if made_by else ""
-        if found := trainer.strategy.broadcast(found):
-            if not self.allow_overlap:
-                raise InputError(f"{found}; test on others, or give --allow_overlap true")
-            if trainer.is_global_zero:
-                sys.stderr.write(f"seeker: {found}; tested all the same\n")
+        name = TESTED.get(str(getattr(stage, "value", stage)))
+        if name is None or not hasattr(data, "marks"):
+            return
+
+        def look() -> str:
+            made_by = checkpoint_run_id(self.checkpoint) or run_folder_id(getattr(pl_module, "model_path", None))
+            return trained_on(made_by, data.marks(name), data.data_files[name]) if made_by and trainer.is_global_zero else ""
+
+        found = gathered_or_raised(look)[0]
+        if found and not self.allow_overlap:
+            raise InputError(f"{found}; test on others, or give --allow_overlap true")
+        if found and trainer.is_global_zero:
+            sys.stderr.write(f"seeker: {found}; tested all the same\n")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what is trained on, and what was before a resume, now that a checkpoint of other data would be refused."""
+        data: Any = getattr(trainer, "datamodule", None)
+        logger = next((one for one in trainer.loggers if isinstance(one, SeekerLogger)), None)
+        if logger is None or not hasattr(data, "marks"):
+            return
+        folder = Path(trainer.default_root_dir)
+        gathered_or_raised(lambda: keep_marks(folder, data.marks("train")) if trainer.is_global_zero else None)
+        if trainer.is_global_zero:
+            logger.keep_file(folder / MARKS)
 
 
-def keep_marks(run_id: str, marks: Iterable[str]) -> None:
-    """Write what a run trains on into its artifacts."""
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / MARKS, np.unique(_numbers(lasting(marks))))
-        client().log_artifact(run_id, str(Path(folder) / MARKS))
+def keep_marks(folder: Path, marks: Iterable[str]) -> None:
+    """Add what a run trains on to its folder's marks."""
+    path, numbers = folder / MARKS, _numbers(lasting(marks))
+    held = [np.load(path)] if path.is_file() else []
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        np.save(file, np.unique(np.concatenate([*held, numbers])))
 
 
 def trained_on(run_id: str, marks: Iterable[str], file: Path) -> str:
@@ -105,7 +120,11 @@ def _ancestors(run_id: str) -> Iterator[Run]:
         seen.add(run_id)
         try:
             run = client().get_run(run_id)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise TrackingError(
+                    f"what the model was trained on cannot be asked of {shown_uri(tracking_uri())}: {error.error_code}"
+                ) from error
             sys.stderr.write(f"seeker: the store has no run {run_id}; what it trained on cannot be compared\n")
             return
         yield run

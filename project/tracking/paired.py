@@ -1,4 +1,4 @@
-"""Paired comparison of two runs on the same questions: difference, confidence interval and p by bootstrap.
+"""Paired comparison of two runs on the same questions: difference, confidence interval by bootstrap, p by sign flips.
 
 A metric from a few hundred questions is noise without this: two runs are compared question by question, and the questions
 are resampled (Efron and Tibshirani 1993, chapters 13 and 16).
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from project.errors import InputError
 from project.files import read_rows
+from project.intervals import widened
 from project.records import Row
 
 FILES = ("results.parquet", "scores.jsonl")
@@ -25,6 +26,8 @@ NOT_PAIRED = ("finish_", "pass_at_", "avg_at_")
 """Beginnings of metrics that are not compared question by question: what they say others say, or few rows hold them."""
 RESAMPLES = 10_000
 BLOCK = 500
+EXACT = 13
+"""Groups up to which all signs are tried."""
 DRAWS = 1_000_000
 """Most numbers that are drawn at once."""
 
@@ -46,6 +49,7 @@ class PairedResult:
 
     metric: str
     n: int
+    groups: int
     difference: float
     low: float
     high: float
@@ -70,8 +74,9 @@ def paired_bootstrap(
 
     With `groups`, one a difference, groups are resampled in place of differences.
 
-    p is the share of resampled means, moved so that their centre is 0, at least as far from 0 as the mean measured;
-    the measured one counts as a resample, so p is never 0.
+    The interval's ends are as far out as the number of groups makes them (`intervals.widened`). p is by sign flips (Fisher
+    1935): the share of all ways to give the groups' sums signs, or of 10,000 drawn ones where there are over 13 groups, that
+    leave a sum at least as far from 0 as the one measured.
     """
     return _bootstrap(np.asarray([differences], dtype=np.float64), groups, seed)[0]
 
@@ -86,16 +91,29 @@ def _bootstrap(
     generator = np.random.default_rng(seed)
     _, of_group = np.unique(np.arange(count) if groups is None else np.asarray(groups), return_inverse=True)
     sizes_G = np.bincount(of_group).astype(np.float64)
-    sums_GK = np.stack([np.bincount(of_group, weights=of) for of in differences_KN], axis=1)
+    sums_GK: NDArray[np.float64] = np.stack([np.bincount(of_group, weights=of) for of in differences_KN], axis=1)
     block = max(1, min(BLOCK, DRAWS // len(sizes_G)))
     drawn = (generator.integers(0, len(sizes_G), (block, len(sizes_G))) for _ in range(-(-RESAMPLES // block)))
     counts = (np.apply_along_axis(np.bincount, 1, draw, minlength=len(sizes_G)).astype(np.float64) for draw in drawn)
     means_RK = np.concatenate([of @ sums_GK / (of @ sizes_G)[:, None] for of in counts])
+    ends_2K, p_K = np.quantile(means_RK, [0.025, 0.975], axis=0), _sign_flips(sums_GK, generator, block)
     means_K = differences_KN.mean(1)
-    low_K, high_K = np.quantile(means_RK, [0.025, 0.975], axis=0)
-    extreme_K = (np.abs(means_RK - means_K) >= np.abs(means_K) - 1e-12).sum(0)
-    p_K = (1 + extreme_K) / (1 + len(means_RK))
-    return [tuple(map(float, of)) for of in zip(means_K, low_K, high_K, p_K, strict=True)]  # type: ignore[misc]
+    found = zip(means_K.tolist(), *ends_2K.tolist(), p_K.tolist(), strict=True)
+    return [(mean, *widened(mean, low, high, len(sizes_G)), p) for mean, low, high, p in found]
+
+
+def _sign_flips(sums_GK: NDArray[np.float64], generator: np.random.Generator, block: int) -> NDArray[np.float64]:
+    """Return the p (K) of no difference by the signs that the groups' sums might have had."""
+    count, measured_K = len(sums_GK), np.abs(sums_GK.sum(0))
+    if count <= EXACT:
+        signs = 1.0 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+        return np.asarray(np.mean(np.abs(signs @ sums_GK) >= measured_K - 1e-12, axis=0))
+    extreme_K = np.zeros(sums_GK.shape[1])
+    rounds = -(-RESAMPLES // block)
+    for _ in range(rounds):
+        signs = 1.0 - 2.0 * generator.integers(0, 2, (block, count))
+        extreme_K += (np.abs(signs @ sums_GK) >= measured_K - 1e-12).sum(0)
+    return np.asarray((1 + extreme_K) / (1 + rounds * block))
 
 
 def read_scores(path: Path) -> Scores:
@@ -139,5 +157,5 @@ def paired_results(first: Mapping[str, Mapping[Any, float]], other: Mapping[str,
         groups = [key.group if isinstance(key, Sample) else key for key in keys]
         differences = np.asarray([[other[metric][key] - first[metric][key] for key in keys] for metric in metrics])
         for metric, of in zip(metrics, _bootstrap(differences, groups), strict=True):
-            found[metric] = PairedResult(metric, len(keys), *of)
+            found[metric] = PairedResult(metric, len(keys), len(set(groups)), *of)
     return [found[metric] for metric in other if metric in found]

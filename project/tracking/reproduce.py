@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 State = Literal["there", "not needed", "would run", "missing"]
 
+NOT_AGAIN = ("parent_run", "pipeline_run", "resume_run_id", "register")
+"""The logger's options that would touch other runs, or a registered model."""
+
 
 def reproduce(run: str, dry_run: bool = False, output_dir: Path | None = None) -> None:
     """Make a run again: the data that is missing, the trainings before it whose model is missing, and the run itself.
@@ -196,13 +199,18 @@ class Plan:
         """Return a run's config for the new folder: nothing resumed, all paths led to what is made anew."""
         changed: Row = self._led(copy.deepcopy(config))
         changed["trainer"]["default_root_dir"] = str(folder)
-        if (checkpoint := config.get("ckpt_path")) is not None and (checkpoint == "last" or _is_under(checkpoint, _home(run))):
-            changed["ckpt_path"] = None
+        checkpoint, is_fit = config.get("ckpt_path"), run.data.tags.get("seeker.verb") == "fit"
+        if is_fit and checkpoint is not None and (checkpoint == "last" or _is_under(checkpoint, _home(run))):
+            changed["ckpt_path"] = None  # what is measured at a checkpoint is not measured without it
+        exported = (config.get("model") or {}).get("init_args", {}).get("export_dir")
+        if exported is not None and not _is_under(exported, _home(run)):
+            self.moved[Path(exported).expanduser().resolve()] = folder / "merged"
+            changed["model"]["init_args"]["export_dir"] = str(folder / "merged")
         own = changed["trainer"].get("logger")
         if isinstance(own, dict):
             arguments = own.setdefault("init_args", {})
             arguments["run_name"] = f"{run.info.run_name}-again"
-            arguments |= {name: None for name in ("parent_run", "pipeline_run") if arguments.get(name)}
+            arguments |= {name: None for name in NOT_AGAIN if arguments.get(name)}
         return changed
 
     def _led(self, value: Any) -> Any:  # noqa: ANN401 - any YAML

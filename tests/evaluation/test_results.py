@@ -80,11 +80,12 @@ def test_two_ranks_have_the_figures_of_one(tmp_path: Path, free_port: int) -> No
 
 
 def test_samples_of_a_question() -> None:
+    """The third question's first sample failed: what its other one got stands there, and pass@2 is not known."""
     scores = [{"em": value} for value in (1.0, 0.0, 0.0, 0.0, math.nan, 1.0, math.nan, math.nan)]
     found = over_samples(scores, 2)
-    assert [row["avg_at_2"] for row in found[::2]][:3] == [0.5, 0.0, 1.0]
-    assert [row["pass_at_2"] for row in found[::2]][:3] == [1.0, 0.0, 1.0]
-    assert all(math.isnan(row["pass_at_2"]) for row in (found[1], found[3], found[5], found[6], found[7]))
+    average, best = ([row[name] for row in found] for name in ("avg_at_2", "pass_at_2"))
+    assert {i: value for i, value in enumerate(average) if not math.isnan(value)} == {0: 0.5, 2: 0.0, 5: 1.0}
+    assert {i: value for i, value in enumerate(best) if not math.isnan(value)} == {0: 1.0, 2: 0.0}
     assert over_samples(scores, 1) == [{}] * 8
 
 

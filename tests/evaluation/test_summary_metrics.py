@@ -66,8 +66,23 @@ def test_an_interval_resamples_groups() -> None:
     values, groups = [0.0] * 10 + [1.0] * 10, ["a"] * 10 + ["b"] * 10
     of_groups, of_rows = estimate(values, groups=groups), estimate(values)
     assert (of_groups.mean, of_groups.n) == (0.5, 20)
-    assert (of_groups.low, of_groups.high) == (0.0, 1.0)
+    assert of_groups.groups == 2
+    assert of_groups.low < 0 and of_groups.high > 1, "and more, by Student's t of one degree of freedom"
+    assert estimate(values, unit=True, groups=groups)[1:3] == (0.0, 1.0)
     assert of_rows.low > 0.2
     never = estimate([0.0] * 20, share=True, groups=groups)
     assert never.high == estimate([0.0, 0.0], share=True).high > 0.6, "two groups without a success say little"
     assert estimate([1.0, math.nan, 3.0], groups=["a", "a", "b"]).n == 2
+
+
+def test_an_answer_that_the_question_holds_is_kept_by_nobody() -> None:
+    assert math.isnan(answer_kept("Question: Oslo or Rome?", ["Oslo"], ["Oslo"], "Is it Oslo or Rome?"))
+    assert answer_kept("It is Oslo.", ["Oslo"], ["Oslo"], "Where is it?") == 1.0
+
+
+def test_rouge_is_of_what_is_said_in_any_script() -> None:
+    form = "Question: Which city is it?\n<think_summary>{}</think_summary>"
+    assert rouge_l(form.format(""), form.format("Oslo is cold")) == 0.0, "the form and the question earn nothing"
+    assert rouge_l(form.format("Осло холодный"), form.format("Осло холодный")) == 1.0
+    # two of three words in order: 2 * 2 / (3 + 2)
+    assert abs(rouge_l("Oslo is cold", "Oslo cold") - 0.8) < 1e-6

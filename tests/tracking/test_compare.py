@@ -5,7 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pytest import CaptureFixture, approx
+from scipy.stats import binomtest
 
 from project.cli import main
 from project.errors import InputError, TrackingError
@@ -35,21 +38,32 @@ def _artifacts_in_tmp(tmp_path: Path, store: Path) -> None:
 
 
 def test_paired_bootstrap_by_hand() -> None:
-    # Always one better: every resample has mean 1, moved to 0; none is as far from 0 as 1, so p = (1 + 0) / 10,001.
-    assert paired_bootstrap([1.0, 1.0, 1.0]) == (1.0, 1.0, 1.0, approx(1 / 10_001))
-    # No difference: every resample is as far from 0 as 0 is.
+    # Always one better: the sum is 3, and of 8 ways to give three ones signs two have a sum as far from 0: p = 1/4.
+    assert paired_bootstrap([1.0, 1.0, 1.0]) == (1.0, 1.0, 1.0, 0.25)
     assert paired_bootstrap([0.0, 0.0]) == (0.0, 0.0, 0.0, 1.0)
-    # (1, 0): the resamples have means 0, 1/2, 1 with shares 1/4, 1/2, 1/4; moved by 1/2 the outer two are as far: p = 1/2.
-    mean, low, high, p = paired_bootstrap([1.0, 0.0])
-    assert (mean, low, high) == (0.5, 0.0, 1.0)
-    assert p == approx(0.5, abs=0.02)
-    # (1, 1, 1, -1): mean 1/2; a resample with k of -1 has mean 1 - k/2, moved to 1/2 - k/2: as far for k = 0, 2, 3, 4, that
-    # is all but k = 1, whose share is 4 * 1/4 * (3/4)^3 = 27/64: p = 37/64 = 0.578.
-    assert paired_bootstrap([1, 1, 1, -1])[3] == approx(37 / 64, abs=0.02)
-    # two groups of ten samples: a resample draws both 0, both 1 (a quarter each) or one of each
-    assert paired_bootstrap([0.0] * 10 + [1.0] * 10, groups=["a"] * 10 + ["b"] * 10)[:3] == (0.5, 0.0, 1.0)
+    # (1, 0): the resamples have means 0, 1/2, 1; with t of one degree of freedom, 12.706 / 1.96, and the root of 2 the ends are
+    # 0.5 * 6.483 * 1.4142 = 4.584 from the mean. All four signs leave a sum of 1: p = 1.
+    assert paired_bootstrap([1.0, 0.0]) == (0.5, approx(-4.084, abs=1e-3), approx(5.084, abs=1e-3), 1.0)
+    # (1, 1, 1, -1): the sum is 2; of 16 ways those with one sign unlike the others or none leave |sum| >= 2: 2 + 8 = 10.
+    assert paired_bootstrap([1, 1, 1, -1])[3] == 10 / 16
+    # two groups of ten samples have two sums: (0, 10), as (1, 0) above
+    assert paired_bootstrap([0.0] * 10 + [1.0] * 10, groups=["a"] * 10 + ["b"] * 10) == paired_bootstrap([1.0, 0.0])
     assert paired_bootstrap([0.0] * 10 + [1.0] * 10)[1] > 0.2
     assert paired_bootstrap([1, 0, 1], seed=3) == paired_bootstrap([1, 0, 1], seed=3)
+    # one group says nothing: no interval, and p = 1
+    assert str(paired_bootstrap([0.3, 0.4], groups=["a", "a"])[1:]) == "(nan, nan, 1.0)"
+    # 16 times one better, by drawn signs: 2 of 2^16 ways, so hardly ever drawn; p is never 0
+    assert paired_bootstrap([1.0] * 16)[3] < 0.001
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=14, max_size=40))
+def test_drawn_signs_say_what_a_sign_test_says(differences: list[float]) -> None:
+    wins, losses = differences.count(1.0), differences.count(-1.0)
+    exact = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert paired_bootstrap(differences)[3] == approx(exact, abs=0.03)
+
+
+def test_nothing_in_common_is_refused() -> None:
     with pytest.raises(InputError, match="share no question"):
         paired_bootstrap([])
 
@@ -70,7 +84,7 @@ def test_trap_19_compare_pairs_runs_by_question(tmp_path: Path, capsys: CaptureF
     shown = capsys.readouterr().out
     [line] = [line for line in shown.splitlines() if "test/em" in line]  # base: (0 + 0 + 0 + 0 + 1) / 5
     cells = [cell.strip() for cell in line.split("│")[1:-1]]
-    assert cells == ["test/em", "0.2", "1", "+1.000 [+1.000, +1.000] n=3 p=0.0001"]
+    assert cells == ["test/em", "0.2", "1", "+1.000 [+1.000, +1.000] n=3 p=0.2500"]
     assert "sft - base, paired" in shown
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["parameters"] == {"lr": ["0.1", "0.2"]}
@@ -80,10 +94,11 @@ def test_trap_19_compare_pairs_runs_by_question(tmp_path: Path, capsys: CaptureF
             "against": "base",
             "metric": "em",
             "n": 3,
+            "groups": 3,
             "difference": 1.0,
             "low": 1.0,
             "high": 1.0,
-            "p": approx(1 / 10_001),
+            "p": 0.25,
         }
     ]
     assert report["runs"][1]["seeker.parent"] == base

@@ -1,15 +1,18 @@
 """What was trained on is refused as a test: by marks, by digests, through parents; questions of other files are not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from pytest import CaptureFixture
 
 from project.files import file_digest
 from project.overlap import marks
 from project.records import Conversation, Message, Question
-from project.tracking.guard import keep_marks, trained_on
+from project.tracking.guard import MARKS, keep_marks, trained_on
 from project.tracking.store import client
 
 
@@ -22,7 +25,9 @@ def _run(name: str, trained: list[Question | Conversation] | None = None, **tags
     experiment = client().get_experiment_by_name("seeker")
     run_id = str(client().create_run(experiment.experiment_id, run_name=name, tags=tags).info.run_id)
     if trained is not None:
-        keep_marks(run_id, set().union(*map(marks, trained)))
+        with TemporaryDirectory() as folder:
+            keep_marks(Path(folder), set().union(*map(marks, trained)))
+            client().log_artifact(run_id, f"{folder}/{MARKS}")
     return run_id
 
 
@@ -76,3 +81,18 @@ def test_a_file_is_known_by_its_digest(tmp_path: Path, capsys: CaptureFixture[st
 def test_a_run_that_is_gone_is_said(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     assert trained_on("0" * 32, marks(ASKED), _file(tmp_path)) == ""
     assert "the store has no run 00000000" in capsys.readouterr().err
+
+
+def test_a_question_without_an_answer_is_found(tmp_path: Path) -> None:
+    nobody = Question("7", "Who lives on Mars?", ())
+    assert "which has none" in trained_on(_run("sft", [nobody]), marks(replace(nobody, id="8")), _file(tmp_path))
+    passage = replace(nobody, extra_info={"passage": "Mars is red."})
+    assert trained_on(_run("other", [nobody]), marks(passage), _file(tmp_path)) == "", "of a passage of its own"
+
+
+def test_marks_of_before_a_resume_stay(tmp_path: Path) -> None:
+    keep_marks(tmp_path, marks(ASKED))
+    keep_marks(tmp_path, marks(OTHER))
+    held = np.load(tmp_path / MARKS)
+    assert len(held) == 2
+    assert (np.diff(held) > 0).all()
