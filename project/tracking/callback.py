@@ -21,10 +21,11 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from project.ranks import gathered_or_raised
 from project.tracking.datasets import log_datasets
-from project.tracking.logger import SeekerLogger, flatten, reached
+from project.tracking.logger import SeekerLogger, flatten
 from project.tracking.provenance import git_diff, git_tags, pip_freeze, version_tags
-from project.tracking.store import RUN_ID_FILE, run_folder_id
+from project.tracking.store import RUN_ID_FILE, reached, run_folder_id, shown_uri
 from project.writing import write_text
 
 UNLOGGED = "seeker_unlogged"
@@ -50,16 +51,21 @@ class TrackRun(Callback):
         """Open the run, tell all ranks its id, and record config, code, packages, data and parent.
 
         Raises:
-            TrackingError: the store cannot be reached.
+            TrackingError: the store cannot be reached; on all ranks, which would else wait for the first.
         """
         logger = _logger(trainer)
         if logger is None:
             return
+        verb = str(getattr(stage, "value", stage))
+        first, *_ = gathered_or_raised(lambda: self._opened(logger, trainer, pl_module, verb))
+        logger.be_told(first)
+
+    def _opened(self, logger: SeekerLogger, trainer: Trainer, pl_module: LightningModule, verb: str) -> tuple[str, str]:
         if trainer.is_global_zero:
             logger.start(Path(trainer.default_root_dir))
             with reached(logger.uri):
-                self._record(logger, trainer, pl_module, str(getattr(stage, "value", stage)))
-        logger.be_told(trainer.strategy.broadcast(logger.ids))
+                self._record(logger, trainer, pl_module, verb)
+        return logger.ids
 
     def _record(self, logger: SeekerLogger, trainer: Trainer, pl_module: LightningModule, verb: str) -> None:
         tags = {"seeker.verb": verb, "seeker.folder": trainer.default_root_dir, **git_tags(), **version_tags()}
@@ -115,7 +121,7 @@ class TrackRun(Callback):
         """Record the checkpoints of a training that was stopped, and why."""
         logger = _logger(trainer)
         if logger is not None and logger.is_started:
-            logger.tag({"seeker.error": f"{type(exception).__name__}: {exception}"[:5000]})
+            logger.tag({"seeker.error": shown_uri(f"{type(exception).__name__}: {exception}")[:5000]})
             self._track_checkpoints(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

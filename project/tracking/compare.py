@@ -22,7 +22,7 @@ from project.records import Row
 from project.tracking.costs import SHOWN, costs
 from project.tracking.curves import Curves, Histories, read_curves
 from project.tracking.select import select_runs
-from project.tracking.store import client, run_metrics, run_params
+from project.tracking.store import client, reading, run_metrics, run_params
 from project.tracking.trend import TRAINED, Trend, trained_reward
 from project.writing import write_text
 
@@ -52,20 +52,21 @@ def compare(run: list[str], metric: list[str] | None = None, html: Path | None =
 
     Raises:
         InputError: the words mean fewer than two runs.
-        TrackingError: a word means no run, or no run has such a metric.
+        TrackingError: a word means no run, no run has such a metric, or the store does not answer.
     """
-    runs = select_runs(run)
-    if len(runs) < 2:
-        raise InputError(f"compare takes two runs or more, got {len(runs)}; `seeker runs` lists them")
-    found = Comparison(runs, metric)
-    found.check_metrics()
-    if output_file is not None:
-        write_text(output_file, json.dumps(found.report(), indent=2) + "\n")
-    if html is not None:
-        from project.tracking.page import page
+    with reading():
+        runs = select_runs(run)
+        if len(runs) < 2:
+            raise InputError(f"compare takes two runs or more, got {len(runs)}; `seeker runs` lists them")
+        found = Comparison(runs, metric)
+        found.check_metrics()
+        if output_file is not None:
+            write_text(output_file, json.dumps(found.report(), indent=2) + "\n")
+        if html is not None:
+            from project.tracking.page import page
 
-        write_text(html, page(found))
-    found.show()
+            write_text(html, page(found))
+        found.show()
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ Both axes of a metric are those of all runs together: the first to the last step
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from io import StringIO
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from project.tracking.store import metric_curves, run_metrics
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DRAWN = ("train/loss", "val*/loss", "train/reward", "val*/em", "val*/reward", "ppo/kl", "ppo/entropy", "loss", "*_loss")
 """Metrics that are drawn unless others are asked for, the first of them first: what is learnt, and what may go wrong in PPO."""
+INFINITE = sys.float_info.max
+"""As MLflow keeps infinity."""
 MOST_DRAWN = 6
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
@@ -67,12 +69,12 @@ class Histories:
         self._read: dict[str, list[dict[int, float]]] = {}
 
     def of(self, metric: str) -> list[dict[int, float]]:
-        """Return each run's {step: value} of a metric, empty where it has none; values that are not finite are left out."""
+        """Return each run's {step: value} of a metric, empty where it has none; without those that are not finite."""
         if metric not in self._read:
             having = [ident for ident, held in zip(self.ids, self.metrics, strict=True) if metric in held]
             found = metric_curves(having, metric)
             self._read[metric] = [
-                {step: value for step, value in found.get(ident, {}).items() if isfinite(value)} for ident in self.ids
+                {step: value for step, value in found.get(ident, {}).items() if abs(value) < INFINITE} for ident in self.ids
             ]
         return self._read[metric]
 

@@ -19,7 +19,7 @@ from project.manifests import manifest_of
 from project.records import Row
 from project.tracking.commands import Command, data_command, index_manifest, run_command
 from project.tracking.select import select_run
-from project.tracking.store import all_runs, dataset_manifests
+from project.tracking.store import all_runs, dataset_manifests, reading
 from project.writing import write_text
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def lineage(run: str, output_file: Path | None = None) -> None:
         output_file: also write it as JSON.
 
     Raises:
-        TrackingError: it is neither a run nor a file.
+        TrackingError: it is neither a run nor a file, or the store does not answer.
     """
     from project.tracking.terminal import console
 
-    known = Known()
-    found = _described(run, known)
+    with reading():
+        found = _described(run, Known())
     if output_file is not None:
         write_text(output_file, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     console().print(tree_of(found), soft_wrap=True)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +21,22 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from project.errors import InputError, TrackingError
+from project.errors import InputError
 from project.tracking.models import line_of, name_and_alias, packed
 from project.tracking.names import Names
-from project.tracking.sending import Sender, alone
-from project.tracking.spool import PATTERN, Spool
+from project.tracking.sending import Sender
+from project.tracking.spool import PATTERN, Spool, say
 from project.tracking.store import (
     CHANGED_PARAM,
     LONG_PARAM,
     MAX_PARAM,
     SHOWN_UNDER,
+    alone,
     artifact_location,
     find_run,
     opening_store,
     quiet,
+    reached,
     runs_folder,
     shown_uri,
     tracking_uri,
@@ -50,8 +51,8 @@ CHUNK = 100
 """Parameters that MLflow takes in one call."""
 MAX_TAG = 8000
 """Characters that MLflow stores of a tag."""
-ANSWER_SECONDS = 5.0
-"""How long a tracking server may take to say that it is there."""
+SECONDS_AFTER_FAILURE = 5.0
+"""How long the end of a run that failed, or was interrupted, waits for a store that takes nothing."""
 
 
 class SeekerLogger(MLFlowLogger):
@@ -98,7 +99,7 @@ class SeekerLogger(MLFlowLogger):
         self._metric_names, self._param_names = Names("metrics"), Names("parameters")
         self._sender: Sender | None = None
         self._monitor: MachineMonitor | None = None
-        self._config_logged = False
+        self._config_logged = self._is_final = False
 
     # --- the run ---------------------------------------------------------------------------------------------------------
 
@@ -177,6 +178,7 @@ class SeekerLogger(MLFlowLogger):
         Raises:
             TrackingError: the store cannot be reached, or another process tracks this run.
         """
+        self._is_final = False
         if self._sender is not None:
             return
         with reached(self.uri):
@@ -205,18 +207,21 @@ class SeekerLogger(MLFlowLogger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Close the run once the store has all that was logged; see `wait_minutes`."""
+        """Close the run once the store has all that was logged; see `wait_minutes`. Of a stage the first status stands."""
         if self._sender is None:
             return
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-        self._put({"status": "FAILED" if status == "failed" else "FINISHED", "time": _now_ms()})
-        if not self._sender.finish(60 * self.wait_minutes):
+        has_failed, wait = status == "failed", 60 * self.wait_minutes
+        if not self._is_final:
+            self._is_final = True
+            self._put({"status": "FAILED" if has_failed else "FINISHED", "time": _now_ms()})
+        if not self._sender.finish(min(wait, SECONDS_AFTER_FAILURE) if has_failed else wait):
             spool = self._sender.spool
-            sys.stderr.write(
-                f"seeker: {shown_uri(self.uri)} has not taken the last {spool.left} lines of what the run logged "
-                f"({self._sender.trouble or 'it is slow'}); `seeker sync {spool.path.parent}` sends them\n"
+            say(
+                f"{shown_uri(self.uri)} has not taken the last {spool.left} lines of what the run logged "
+                f"({self._sender.trouble or 'it is slow'}); `seeker sync {spool.path.parent}` sends them"
             )
 
     # --- what it holds ---------------------------------------------------------------------------------------------------
@@ -312,7 +317,8 @@ class SeekerLogger(MLFlowLogger):
         from mlflow.entities import Param
 
         client, run_id = self.experiment, str(self.run_id)
-        known = client.get_run(run_id).data.params
+        data = client.get_run(run_id).data
+        known, changed = data.params, data.tags
         new: list[Param] = []
         for key, value in params.items():
             if len(value) > MAX_PARAM:
@@ -320,33 +326,10 @@ class SeekerLogger(MLFlowLogger):
                 value = f"{LONG_PARAM}{key}.txt"
             if key not in known:
                 new.append(Param(key, value))
-            elif known[key] != value:
+            elif changed.get(CHANGED_PARAM + key, known[key]) != value:
                 client.set_tag(run_id, CHANGED_PARAM + key, value)
         for start in range(0, len(new), CHUNK):
             client.log_batch(run_id=run_id, params=new[start : start + CHUNK])
-
-
-@contextmanager
-def reached(uri: str) -> Iterator[None]:
-    """Have a block, in which the store must answer, end soon and with one sentence where it does not.
-
-    Raises:
-        TrackingError: it does not.
-    """
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        if uri.startswith("http"):
-            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
-        yield
-    except (MlflowException, requests.RequestException, SQLAlchemyError) as error:
-        why = str(error).partition("\n")[0]
-        raise TrackingError(
-            f"runs cannot be tracked in {shown_uri(uri)} ({why}); see that it is there, set MLFLOW_TRACKING_URI to "
-            "another, or train with --trainer.logger false"
-        ) from error
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

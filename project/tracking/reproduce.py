@@ -26,7 +26,7 @@ from project.tracking.commands import INDEX, config_path, data_command
 from project.tracking.lineage import DataFile, Known, is_maker
 from project.tracking.provenance import git_tags
 from project.tracking.select import select_run
-from project.tracking.store import SHOWN_UNDER, all_runs, client, runs_folder, with_parents
+from project.tracking.store import SHOWN_UNDER, all_runs, client, reading, runs_folder, with_parents
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -49,10 +49,11 @@ def reproduce(run: str, dry_run: bool = False, output_dir: Path | None = None) -
         InputError: output_dir holds something, or something is missing and nothing says how it was made.
         TrackingError: there is no such run; a command failed, whose exit status is kept; or data came out otherwise.
     """
-    target = select_run(run)
-    folder = (output_dir or runs_folder() / f"{_folder_name(target)}-again").expanduser().resolve()
-    plan = Plan(target, folder)
-    sys.stderr.writelines(f"seeker: {line}\n" for line in code_differs(target))
+    with reading():
+        target = select_run(run)
+        folder = (output_dir or runs_folder() / f"{_folder_name(target)}-again").expanduser().resolve()
+        plan = Plan(target, folder)
+        sys.stderr.writelines(f"seeker: {line}\n" for line in code_differs(target))
     for step in plan.steps:
         sys.stdout.write(f"{step}\n")
     sys.stdout.flush()

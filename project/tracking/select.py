@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from project.errors import InputError, TrackingError
-from project.tracking.store import all_runs, find_run, shown_uri, tracking_uri
+from project.tracking.store import all_runs, find_run, reading, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -79,13 +79,18 @@ def _tagged(pair: str, held: Sequence[Run]) -> list[Run]:
 
 
 def runs() -> None:
-    """List the tracked runs, newest first."""
+    """List the tracked runs, newest first.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
     from rich.markup import escape
     from rich.table import Table
 
     from project.tracking.terminal import console
 
-    found = all_runs()
+    with reading():
+        found = all_runs()
     uri = shown_uri(tracking_uri())
     table = Table("run", "verb", "status", "started", "parent", "id", title=f"{len(found)} runs in {uri}")
     names = {run.info.run_id: str(run.info.run_name) for run in found}

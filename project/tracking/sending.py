@@ -9,10 +9,13 @@ training's: `alone` keeps MLflow's HTTP client from Python's.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -21,8 +24,8 @@ from project.errors import InputError, TrackingError
 from project.records import Row
 from project.tracking.episodes import store_trace
 from project.tracking.models import store_model
-from project.tracking.spool import PATTERN, Spool, parsed
-from project.tracking.store import quiet, shown_uri, tracking_uri
+from project.tracking.spool import PATTERN, Spool, parsed, say
+from project.tracking.store import alone, quiet, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -38,18 +41,36 @@ TRIES = 3
 """How often a line is refused before it is set aside: a database behind a server refuses some while it starts again."""
 LONGEST_WHY = 160
 """Characters of an error that are said."""
-REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "BAD_REQUEST")
+LOST = {"ConnectionError", "HTTPClientError", "Timeout", "TimeoutError", "ProtocolError", "OperationalError"}
+"""Names of the errors, Python's, those of the clients of servers and buckets, and SQL's, of a store that does not answer."""
+AWAY = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
+AWAY_STATUS = (408, 429, 500, 502, 503, 504)
+STATUS = re.compile(r"failed with error code (\d{3}) |too many (?!500)(\d{3}) error responses")
+"""How MLflow's client says the HTTP status of an answer. Of a 500 that it would ask again it hides the body, with its code."""
+BUSY = re.compile("database is locked|deadlock", re.IGNORECASE)
 
 
-def alone() -> None:
-    """Have MLflow's client of a server try once and draw no random numbers for its pauses: trying again is done here.
+def is_outage(error: BaseException | None) -> bool:
+    """Return whether a store is away for now; any other error is of the lines, if it answers else."""
+    if error is None:
+        return False
+    is_lost = not LOST.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+    return is_lost or _says_away(error) or is_outage(error.__cause__ or error.__context__)
 
-    Its telemetry draws from Python's random numbers too, in a thread of its own.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_JITTER"] = "0"
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+def _says_away(error: BaseException) -> bool:
+    text, answer = str(error), getattr(error, "response", None)
+    if (status := getattr(answer, "status_code", None)) is not None:
+        return status in AWAY_STATUS and not (status == 500 and "error_code" in text)
+    if (found := STATUS.search(text)) is not None:
+        return int(found[1] or found[2]) in AWAY_STATUS
+    body = getattr(error, "json", None)
+    is_unnamed = isinstance(body, dict) and not body.get("error_code")
+    return is_unnamed or getattr(error, "error_code", None) in AWAY or bool(BUSY.search(text))
+
+
+def _said(error: Exception) -> str:
+    return shorten(shown_uri(f"{type(error).__name__}: {error}"), LONGEST_WHY, placeholder=" …")
 
 
 class Sender:
@@ -64,6 +85,7 @@ class Sender:
         self._thread: threading.Thread | None = None
         self._store: MlflowClient | None = None
         self._ending, self._given_up = threading.Event(), threading.Event()
+        self._has_all = True
         self._alone_until = 0
         self._failures = 0
         self.delivered = 0
@@ -89,37 +111,41 @@ class Sender:
         """
         self.spool.open()
         self._ending.clear()
+        self._given_up.clear()
         self._thread = threading.Thread(target=self._run, name="seeker-tracking", daemon=True)
         self._thread.start()
 
     def finish(self, seconds: float) -> bool:
-        """Wait until all is sent, and return whether it is; what is not stays on the disk.
+        """Wait until all is sent, and return whether it is; what is not stays on the disk. An interrupt ends the wait.
 
         Args:
             seconds: to wait at most for MLflow to take a line; each that it takes begins them anew.
         """
-        if self._thread is None or self._given_up.is_set():
-            return self._thread is None
+        if self._thread is None:
+            return self._has_all
+        self.spool.flush()
         self._ending.set()
-        self._wait(seconds)
+        with _ended_by_signals(self._given_up):
+            self._wait(seconds)
         if self._thread.is_alive():
             self._given_up.set()
-            self._thread.join(PAUSE)  # a request that hangs ends with the process
-            return False
+            self._thread.join(PAUSE)
+            if self._thread.is_alive():  # a request that hangs ends with the process
+                return False
         self._thread = None
-        self.spool.close()
-        return True
+        self._has_all = self.spool.close()
+        return self._has_all
 
     def _wait(self, seconds: float) -> None:
         assert self._thread is not None
-        sent, deadline, is_said = self.spool.sent, time.monotonic() + seconds, False
-        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+        delivered, deadline, is_said = self.delivered, time.monotonic() + seconds, False
+        while self._thread.is_alive() and not self._given_up.is_set() and (left := deadline - time.monotonic()) > 0:
             self._thread.join(min(PAUSE, left))
-            if self.spool.sent != sent:
-                sent, deadline = self.spool.sent, time.monotonic() + seconds
+            if self.delivered != delivered:
+                delivered, deadline = self.delivered, time.monotonic() + seconds
             elif self.trouble and not is_said and self._thread.is_alive():
                 is_said = True
-                sys.stderr.write(f"seeker: waiting up to {seconds / 60:.3g} minutes for {self._where} to take the rest\n")
+                say(f"waiting up to {seconds:.0f} s for {self._where} to take the rest; Ctrl-C leaves it to `seeker sync`")
 
     @property
     def _where(self) -> str:
@@ -127,7 +153,11 @@ class Sender:
 
     def _run(self) -> None:
         while not self._given_up.is_set():
-            pause = self.send_next()
+            try:
+                pause = self.send_next()
+            except Exception as error:  # noqa: BLE001 - a full disk, no more open files: a thread that ends would send nothing
+                self._note_trouble(_said(error))
+                pause = PAUSE
             if pause is None and self._ending.is_set():
                 return
             if self._ending.is_set():
@@ -147,13 +177,14 @@ class Sender:
             deliver(self._store, self.spool.run_id, [line for line, _ in lines])
         except Exception as error:  # noqa: BLE001 - a store may raise anything, and none of it may stop a training
             if not self._is_done_with(lines, error):
-                return min(2.0 ** (self._failures - 1), LONGEST_PAUSE)
+                return float(min(2 ** min(self._failures - 1, 9), LONGEST_PAUSE))
+        else:
+            self.delivered += sum("run_id" not in line for line, _ in lines)
         self._failures = 0
-        if self.trouble:
-            sys.stderr.write(f"seeker: {self._where} takes what the run logs again\n")
-            self.trouble = ""
         self.spool.note_sent(lines[-1][1])
-        self.delivered += sum("run_id" not in line for line, _ in lines)
+        if self.trouble:
+            say(f"{self._where} takes what the run logs again")
+            self.trouble = ""
         return 0.0
 
     def _next(self) -> list[tuple[Row, int]]:
@@ -172,21 +203,53 @@ class Sender:
 
     def _is_done_with(self, lines: Sequence[tuple[Row, int]], error: Exception) -> bool:
         """Return whether lines that did not arrive are set aside, as those are that MLflow will never take."""
-        why = shorten(f"{type(error).__name__}: {error}", LONGEST_WHY, placeholder=" …")
-        is_refused = getattr(error, "error_code", None) in REFUSALS or isinstance(error, FileNotFoundError)
-        if is_refused and len(lines) > 1:
+        if self._store is None or is_outage(error):
+            self._failures += 1
+            self._note_trouble(_said(error))
+            return False
+        if len(lines) > 1:
             self._alone_until, self._failures = lines[-1][1], 1
             return False
         self._failures += 1
-        if is_refused and self._failures > TRIES:
-            self.spool.set_aside(lines[0][0], why)
+        if self._failures > TRIES and self._is_run_there():
+            self.spool.set_aside(lines[0][0], _said(error))
             return True
-        if not is_refused and not self.trouble:
-            sys.stderr.write(
-                f"seeker: {self._where} does not take what the run logs ({why}); it is kept in {self.spool.path}\n"
-            )
-            self.trouble = why
         return False
+
+    def _note_trouble(self, why: str) -> None:
+        if not self.trouble:
+            self.trouble = why
+            say(f"{self._where} does not take what the run logs ({why}); it is kept in {self.spool.path}")
+
+    def _is_run_there(self) -> bool:
+        """Return whether the store has the run; send no more of one that was deleted: what it logs stays in the spool."""
+        assert self._store is not None
+        try:
+            is_gone = self._store.get_run(self.spool.run_id).info.lifecycle_stage == "deleted"
+        except Exception as error:  # noqa: BLE001 - as in `send_next`
+            is_gone = getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+            if not is_gone:  # it refuses more than the line
+                self._note_trouble(_said(error))
+                return False
+        if is_gone:
+            self.trouble = ""
+            self._note_trouble(f"run {self.spool.run_id} was deleted there; `mlflow runs restore` brings it back")
+            self._given_up.set()
+        return not is_gone
+
+
+@contextmanager
+def _ended_by_signals(given_up: threading.Event) -> Iterator[None]:
+    """Have an interrupt or a termination set the event, and not end the process, within a block of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: given_up.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def deliver(store: MlflowClient, run_id: str, lines: Sequence[Row]) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from project.errors import TrackingError
@@ -40,7 +41,7 @@ class Spool:
         self.run_id, self.tracking_uri = run_id, tracking_uri
         self._progress = folder / f"tracking.{run_id}.sent"
         self._lines = self._lock = -1
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # what a signal's handler logs may come inside another line
         self._unwritten = b""
         self.sent = 0
         """Bytes of the file that MLflow has."""
@@ -54,11 +55,11 @@ class Spool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._progress)
         noted = os.pread(self._lock, 32, 0)
-        self.sent = int(noted) if noted.strip().isdigit() else 0
         self._lines = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        os.ftruncate(self._lines, _whole_lines(self.path))
-        if not os.fstat(self._lines).st_size:
-            self.sent = 0
+        size = _whole_lines(self.path)
+        os.ftruncate(self._lines, size)
+        self.sent = min(int(noted), size) if noted.strip().isdigit() else 0
+        if not size:
             self.append({"run_id": self.run_id, "tracking_uri": self.tracking_uri})
 
     def append(self, line: Row) -> None:
@@ -67,13 +68,19 @@ class Spool:
             if self._lines < 0:
                 raise ValueError(f"{self.path} is closed")
             was_full = bool(self._unwritten)
-            self._unwritten += json_bytes(line) + b"\n"
+            self._unwritten += _encoded(line) + b"\n"
+            if (error := self.flush()) is not None and not was_full:
+                say(f"{self.path} takes no more of what the run logs ({error}); make room")
+
+    def flush(self) -> OSError | None:
+        """Write what is kept in memory; return why the disk does not take it."""
+        with self._guard:
             try:
                 while self._unwritten:
                     self._unwritten = self._unwritten[os.write(self._lines, self._unwritten) :]
             except OSError as error:
-                if not was_full:
-                    sys.stderr.write(f"seeker: {self.path} takes no more of what the run logs ({error}); make room\n")
+                return error
+            return None
 
     def unsent(self) -> Iterator[tuple[Row, int]]:
         """Yield the lines that MLflow does not have, each with the number of bytes up to its end."""
@@ -88,29 +95,46 @@ class Spool:
     @property
     def left(self) -> int:
         """How many lines MLflow does not have."""
-        return sum(1 for line, _ in self.unsent() if "run_id" not in line)
+        return sum(1 for line, _ in self.unsent() if "run_id" not in line) + self._unwritten.count(b"\n")
 
     def note_sent(self, end: int) -> None:
         """Note that MLflow has all up to that byte. Should this be lost, lines go twice, which changes nothing in MLflow."""
-        os.pwrite(self._lock, f"{end:<31}\n".encode(), 0)
         self.sent = end
+        os.pwrite(self._lock, f"{end:<31}\n".encode(), 0)
 
     def set_aside(self, line: Row, why: str) -> None:
         """Keep a line that MLflow does not take in a file beside, and say so."""
         path = self.path.with_suffix(".refused")
         with path.open("ab") as file:
             file.write(json_bytes({"why": why, "line": line}) + b"\n")
-        sys.stderr.write(f"seeker: MLflow refuses a line of the run ({why}); it is kept in {path}\n")
+        say(f"MLflow refuses a line of the run ({why}); it is kept in {path}")
 
-    def close(self) -> None:
-        """Let other processes have the file; it goes if MLflow has all of it."""
+    def close(self) -> bool:
+        """Let other processes have the file; it goes if MLflow has all of it. Return whether MLflow has."""
         with self._guard:
-            if self.sent == os.fstat(self._lines).st_size and not self._unwritten:
-                self.path.unlink()
-                self._progress.unlink()
+            self.flush()
+            has_all = self.sent == os.fstat(self._lines).st_size and not self._unwritten
+            if has_all:
+                self.path.unlink(missing_ok=True)
+                self._progress.unlink(missing_ok=True)
             os.close(self._lines)
             os.close(self._lock)
             self._lines = self._lock = -1
+            return has_all
+
+
+def say(sentence: str) -> None:
+    """Write to the terminal; a training goes on where that is gone."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"seeker: {sentence}\n")
+
+
+def _encoded(line: Row) -> bytes:
+    """Return a line as JSON, with `?` for the halves of surrogate pairs, which no database takes."""
+    encoded = json_bytes(line)
+    if b"\\ud" not in encoded:
+        return encoded
+    return json.dumps(json.loads(encoded), separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def _locked(path: Path) -> int:

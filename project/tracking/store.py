@@ -37,6 +37,8 @@ RUN_ID_FILE = "mlflow_run_id"
 """The file in a training run's folder that holds its MLflow run id."""
 MANIFESTS = "datasets"
 """The folder of a run's artifacts that holds the manifests of its datasets, `NAME.json`."""
+ANSWER_SECONDS = 5.0
+"""How long a tracking server may take to say that it is there."""
 LEAST_PREFIX = 8
 """Characters of an id that can stand for it."""
 MAX_PARAM = 6000
@@ -81,8 +83,59 @@ def tracking_uri() -> str:
 
 
 def shown_uri(uri: str) -> str:
-    """Return a tracking URI as it may be shown: without a password."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)
+    """Return a tracking URI, or a text that holds some, as it may be shown: without users and passwords."""
+    return re.sub(r"//(?:[^/\s]*|[^/:@\s]*:[^@\s]*)@", "//…@", uri)
+
+
+def alone() -> None:
+    """Have MLflow's client of a server try once and draw no random numbers for its pauses: trying again is `sending`'s.
+
+    Its telemetry draws from Python's random numbers too, in a thread of its own.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_JITTER"] = "0"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+@contextmanager
+def reached(uri: str, is_tracking: bool = True) -> Iterator[None]:
+    """Have a block, in which the store must answer, end soon and with one sentence where it does not.
+
+    Args:
+        uri: the store's.
+        is_tracking: whether a run is to be written, and not only read.
+
+    Raises:
+        TrackingError: it does not answer.
+    """
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        if uri.startswith("http"):
+            requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+        yield
+    except (MlflowException, requests.RequestException, SQLAlchemyError) as error:
+        why = shown_uri(str(error).partition("\n")[0])
+        done, without = ("tracked in", ", or train with --trainer.logger false") if is_tracking else ("read from", "")
+        raise TrackingError(
+            f"runs cannot be {done} {shown_uri(uri)} ({why}); see that it is there{',' if is_tracking else ' or'} set "
+            f"MLFLOW_TRACKING_URI to another{without}"
+        ) from error
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Have a block that reads the project's store end soon and with one sentence where that does not answer.
+
+    Raises:
+        TrackingError: it does not answer.
+    """
+    alone()
+    with reached(tracking_uri(), is_tracking=False):
+        yield
 
 
 def artifact_location() -> str | None:

@@ -17,6 +17,7 @@ class FakeServer:
         self.statuses: list[str] = []
         self.batches: list[tuple[int, int]] = []
         self.mode = "up"
+        self.stage = "active"
         self.hang = threading.Event()
         self._server: ThreadingHTTPServer | None = None
         self.port = 0
@@ -31,6 +32,7 @@ class FakeServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 info = {"run_id": "r", "experiment_id": "1", "artifact_uri": fake.folder.as_uri(), "status": "RUNNING"}
+                info["lifecycle_stage"] = fake.stage
                 self.answer(200, {"run": {"info": info, "data": {}}})
 
             def do_POST(self) -> None:
@@ -39,6 +41,12 @@ class FakeServer:
                     fake.hang.wait(20)
                 if fake.mode == "503":
                     self.answer(503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "restarting"})
+                elif fake.stage == "deleted":
+                    self.answer(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "must be in the 'active' state"})
+                elif fake.mode.isdigit():
+                    self.answer(int(fake.mode), {"error_code": "INTERNAL_ERROR", "message": "no"})
+                elif any("broken" in row["key"] for row in body.get("metrics", [])):
+                    self.answer(500, {"error_code": "INTERNAL_ERROR", "message": "Python int too large"})
                 elif any("bad" in row["key"] for row in body.get("metrics", [])):
                     self.answer(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "a bad name"})
                 else:

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from project.cli import main
 from project.errors import InputError, TrackingError
 from project.tracking.compare import metric_rows
-from project.tracking.curves import Curves, sparkline, thinned
+from project.tracking.curves import Curves, Histories, sparkline, thinned
 from project.tracking.paired import paired_bootstrap, read_scores
 from project.tracking.select import select_run, select_runs
 from project.tracking.store import client
@@ -295,3 +295,10 @@ def test_html_holds_the_paired_tests_of_all_pairs(tmp_path: Path) -> None:
         ("r2", "r0", True),
         ("r2", "r1", False),
     ]
+
+
+def test_infinity_as_mlflow_keeps_it_is_not_drawn() -> None:
+    run_id = _run("infinite", {"a": [1.0]})
+    for step, value in enumerate((1.0, float("inf"), float("nan"), -float("inf"), 2.0)):
+        client().log_metric(run_id, "loss", value, step=step)
+    assert Histories([select_run("infinite")]).of("loss") == [{0: 1.0, 4: 2.0}]

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.validation import _validate_metric_name
 from pytest import CaptureFixture, MonkeyPatch
 
@@ -22,8 +24,9 @@ from project.cli import main
 from project.errors import InputError, TrackingError
 from project.tracking import sending, spool
 from project.tracking.names import Names, sanitised
-from project.tracking.sending import Sender, alone
+from project.tracking.sending import Sender
 from project.tracking.spool import Spool
+from project.tracking.store import alone
 from tracking.fake_server import FakeServer
 
 ROWS = [{"metrics": {"loss": step / 8}, "step": step, "time": 1000 + step} for step in range(60)]
@@ -279,3 +282,218 @@ def test_threads_append_whole_lines(tmp_path: Path) -> None:
         thread.join()
     found = [row for row, _ in held.unsent() if "tags" in row]
     assert [found.count(row) for row in rows] == [50] * 4
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"metrics": {"broken": 1.0}, "step": 1, "time": 1},
+        {"file": ".", "folder": None},  # a folder: an OSError of the artifacts
+        {"unreadable": "zeros"},
+        {"metrics": {"x": "no number"}, "step": 1, "time": 1},
+    ],
+)
+def test_what_mlflow_never_takes_blocks_nothing_not_even_in_sync(
+    server: FakeServer, tmp_path: Path, monkeypatch: MonkeyPatch, line: dict[str, object]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    held = Spool(tmp_path, "r", server.uri)
+    held.open()
+    for row in [ROWS[0], line, ROWS[1]]:
+        held.append(row)
+    held.close()
+    assert main(["sync", str(tmp_path), "--wait_minutes", "0.1"]) == 0
+    assert set(server.metrics) == {("loss", step, 1000 + step, step / 8) for step in (0, 1)}
+    assert json.loads((tmp_path / "tracking.r.refused").read_text())["line"] == line
+
+
+@pytest.mark.parametrize("name, value", [("step", 2**63), ("text", "𝄞 and half a pair: \ud83d")])
+def test_a_real_store_takes_what_is_behind_a_step_too_great_and_half_a_character(
+    tmp_path: Path, name: str, value: int | str
+) -> None:
+    from project.tracking.store import client, tracking_uri
+
+    store = client()
+    run_id = store.create_run(store.create_experiment("e", str(tmp_path / "a"))).info.run_id
+    sender = Sender(Spool(tmp_path, run_id, tracking_uri()))
+    sender.put({"metrics": {"x": 1.0}, "step": value, "time": 1} if name == "step" else {"tags": {"x": value}})
+    sender.put(ROWS[0])
+    assert sender.finish(20)
+    data = store.get_run(run_id).data
+    assert (data.metrics["loss"], data.tags.get("x")) == (0.0, None if name == "step" else "𝄞 and half a pair: ?")
+    assert (tmp_path / f"tracking.{run_id}.refused").exists() == (name == "step")
+
+
+def _chained(error: Exception) -> Exception:
+    """As MLflow's client wraps what `requests` raises."""
+    try:
+        raise error
+    except Exception as inner:  # noqa: BLE001 - as MLflow does
+        try:
+            raise MlflowException(f"API request to http://h failed with exception {inner}")
+        except MlflowException as outer:
+            return outer
+
+
+def _answered(status: int, text: str = "") -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(f"{status} Error. Response text: {text}", response=response)
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (_chained(requests.ConnectionError("refused")), True),
+        (_chained(requests.exceptions.RetryError("too many 503 error responses")), True),
+        (_chained(requests.exceptions.RetryError("too many 500 error responses")), False),
+        (_chained(UnicodeEncodeError("utf-8", "a", 0, 1, "surrogates not allowed")), False),
+        (_answered(429), True),
+        (_answered(500), True),
+        (_answered(500, '{"error_code": "INTERNAL_ERROR"}'), False),
+        (_answered(413), False),
+        (_answered(403), False),
+        (MlflowException("failed with error code 502 != 200"), True),
+        (MlflowException("failed with error code 413 != 200"), False),
+        (MlflowException("(sqlite3.OperationalError) database is locked"), True),
+        (MlflowException("Python int too large to convert to SQLite INTEGER"), False),
+        (RestException({"error_code": "TEMPORARILY_UNAVAILABLE"}), True),
+        (RestException({"error_code": "INVALID_PARAMETER_VALUE"}), False),
+        (PermissionError("the artifacts' folder"), False),
+        (InputError("no JSON"), False),
+    ],
+)
+def test_what_is_an_outage(error: Exception, expected: bool) -> None:
+    assert sending.is_outage(error) == expected
+
+
+def test_a_server_that_refuses_everything_is_waited_for(server: FakeServer, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    sender = sender_to(server, tmp_path)
+    server.stage, server.mode = "active", "500"
+    monkeypatch.setattr("mlflow.tracking.MlflowClient.get_run", lambda *_: (_ for _ in ()).throw(_answered(401)))
+    sender.put(ROWS[0])
+    wait_until(lambda: sender.trouble)
+    server.mode = "up"
+    assert sender.finish(10)
+    assert set(server.metrics) == {("loss", 0, 1000, 0.0)}
+    assert not (tmp_path / "tracking.r.refused").exists()
+
+
+def test_a_run_deleted_while_it_lasts_is_given_up_and_kept(
+    server: FakeServer, tmp_path: Path, capsys: CaptureFixture[str], monkeypatch: MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    sender = sender_to(server, tmp_path)
+    server.stage = "deleted"
+    for row in ROWS[:20]:
+        sender.put(row)
+    wait_until(lambda: sender.trouble)
+    sender.put(ROWS[20])
+    started = time.monotonic()
+    assert not sender.finish(60)
+    assert time.monotonic() - started < 3
+    assert capsys.readouterr().err.count("run r was deleted there") == 1
+    assert sender.spool.left == 21
+    server.stage = "active"
+    assert main(["sync", str(tmp_path)]) == 0
+    assert len(server.metrics) == 21
+
+
+def test_the_end_waits_anew_only_for_lines_that_arrive(server: FakeServer, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "PAUSE", 0.1)
+    sender = sender_to(server, tmp_path)
+    for step in range(200):
+        sender.put({"metrics": {"bad": 1.0}, "step": step, "time": 1})
+    started = time.monotonic()
+    assert not sender.finish(0.7)
+    assert time.monotonic() - started < 4
+
+
+def test_no_trouble_of_the_machine_ends_the_thread(
+    server: FakeServer, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
+) -> None:
+    sender = sender_to(server, tmp_path)
+    note_sent, unsent = Spool.note_sent, Spool.unsent
+
+    monkeypatch.setattr(Spool, "note_sent", full)
+    monkeypatch.setattr(Spool, "unsent", full)
+    monkeypatch.setattr(sys, "stderr", open(os.devnull))  # noqa: SIM115 - which takes nothing
+    sender.put(ROWS[0])
+    wait_until(lambda: sender.trouble)
+    assert not sender.finish(0.1)
+    monkeypatch.setattr(Spool, "note_sent", note_sent)
+    monkeypatch.setattr(Spool, "unsent", unsent)
+    sender.put(ROWS[1])
+    assert sender.finish(10)
+    assert set(server.metrics) == {("loss", step, 1000 + step, step / 8) for step in (0, 1)}
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_a_full_disk_kept_in_memory_is_sent_at_the_end(
+    server: FakeServer, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    sender, write = sender_to(server, tmp_path), os.write
+    sender.put(ROWS[0])
+
+    monkeypatch.setattr(os, "write", full)
+    sender.put(ROWS[1])
+    assert sender.spool._unwritten
+    monkeypatch.setattr(os, "write", write)
+    assert sender.finish(10)
+    assert [step for _, step, _, _ in server.metrics] == [0, 1]
+
+
+def test_what_a_disk_never_takes_is_not_called_sent(server: FakeServer, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    sender = sender_to(server, tmp_path)
+    sender.put(ROWS[0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        sender.put(ROWS[1])
+        assert not sender.finish(1)
+
+
+def test_progress_beyond_the_file_is_none(tmp_path: Path) -> None:
+    (tmp_path / "tracking.r.sent").write_text("99999")
+    (tmp_path / "tracking.r.jsonl").write_text('{"tags": {"a": "b"}}\n')
+    held = Spool(tmp_path, "r", "x")
+    held.open()
+    assert held.sent == held.path.stat().st_size
+    held.append(ROWS[0])
+    assert [row for row, _ in held.unsent()] == [ROWS[0]]
+    held.path.unlink()
+    assert not held.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_wait_and_keeps_the_spool(server: FakeServer, tmp_path: Path, number: signal.Signals) -> None:
+    sender, before = sender_to(server, tmp_path), signal.getsignal(number)
+    server.stop()
+    sender.put(ROWS[0])
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    signal.signal(number, signal.SIG_IGN)  # as Lightning does for an interrupt
+    try:
+        timer.start()
+        started = time.monotonic()
+        assert not sender.finish(30)
+        assert time.monotonic() - started < 10
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        timer.join()
+        signal.signal(number, before)
+    assert sender.spool.left == 1
+
+
+def test_no_password_is_said_or_kept(tmp_path: Path, server: FakeServer, capsys: CaptureFixture[str]) -> None:
+    sender = Sender(Spool(tmp_path, "r", server.uri.replace("http://", "http://me:sec@ret@")))
+    server.stop()
+    sender.put(ROWS[0])
+    wait_until(lambda: sender.trouble)
+    sender.finish(0.05)
+    assert "http://…@127.0.0.1" in sender.trouble
+    assert "ret" not in (sender.trouble + capsys.readouterr().err).replace("retries", "").replace("pytest", "")

@@ -8,20 +8,31 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from pytest import CaptureFixture
 
+from project import ranks
 from project.cli import main
-from project.errors import InputError
+from project.errors import InputError, SeekerError, TrackingError
 from project.files import file_digest, read_rows
 from project.manifests import plan, read_manifest, write_outputs
 from project.tracking import provenance, sending
 from project.tracking.callback import RUN_ID, TrackRun, checkpoint_run_id
 from project.tracking.logger import SeekerLogger, flatten
-from project.tracking.store import all_runs, client, dataset_manifests, find_run, metric_curve, run_metrics, run_params
+from project.tracking.store import (
+    all_runs,
+    client,
+    dataset_manifests,
+    find_run,
+    metric_curve,
+    run_metrics,
+    run_params,
+    shown_uri,
+)
 
 
 def test_a_run_records_what_its_data_was_made_from(config: Path, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
@@ -318,6 +329,99 @@ def test_the_trainings_of_a_sweep_are_shown_under_one_run(config: Path) -> None:
         "rate 0.2": "0.2",
     }
     assert "seeker.parent" not in shown[0].data.tags
+
+
+def test_a_value_that_a_resume_takes_back_counts(config: Path) -> None:
+    words = ["fit", "--config", str(config)]
+    for number, (rate, more) in enumerate([("0.1", []), ("0.2", ["--ckpt_path", "last"]), ("0.1", ["--ckpt_path", "last"])], 1):
+        assert main([*words, "--model.learning_rate", rate, "--trainer.max_epochs", str(number), *more]) == 0
+        assert run_params(find_run("first"))["model.learning_rate"] == rate
+
+
+def test_the_first_status_of_a_stage_stands(tmp_path: Path) -> None:
+    logger = SeekerLogger(run_name="twice", machine_seconds=0)
+    logger.start(tmp_path / "run")
+    logger.finalize("success")
+    logger.tag({"seeker.error": "KeyboardInterrupt"})
+    logger.finalize("failed")
+    run = find_run("twice")
+    assert (run.info.status, run.data.tags["seeker.error"]) == ("FINISHED", "KeyboardInterrupt")
+    logger.start()  # another stage
+    logger.finalize("failed")
+    assert find_run("twice").info.status == "FAILED"
+
+
+def test_a_run_that_failed_waits_seconds_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("project.tracking.logger.SECONDS_AFTER_FAILURE", 0.3)
+    Outage(monkeypatch)
+    logger = SeekerLogger(run_name="failed", machine_seconds=0, wait_minutes=0.5)
+    logger.start(tmp_path / "run")
+    started = time.monotonic()
+    logger.finalize("failed")
+    assert time.monotonic() - started < 10
+
+
+def test_an_error_is_kept_without_its_password(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no answer of http://user:secret@host/api")
+
+    monkeypatch.setattr("tracking.boring.BoringAgent.training_step", fail)
+    with pytest.raises(ValueError, match="no answer"):
+        main(["fit", "--config", str(config)])
+    assert find_run("first").data.tags["seeker.error"] == "ValueError: no answer of http://…@host/api"
+
+
+def test_what_fails_on_the_first_rank_fails_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = TrackingError("the store is away")
+    monkeypatch.setattr(ranks, "world", lambda: (1, 2))
+    monkeypatch.setattr(ranks, "gathered", lambda mine: [told, mine])
+    logger = SeekerLogger()
+    trainer = SimpleNamespace(loggers=[logger], is_global_zero=False, strategy=None)
+    monkeypatch.setattr(SeekerLogger, "ids", ("None", "None"))
+    with pytest.raises(TrackingError, match="the store is away"):
+        TrackRun().setup(trainer, None, "fit")
+
+    def fail(*_: object) -> None:
+        raise OSError("the folder takes nothing")
+
+    heard: list[object] = []
+    monkeypatch.setattr(ranks, "world", lambda: (0, 2))
+    monkeypatch.setattr(ranks, "gathered", lambda mine: heard.append(mine) or [mine])
+    monkeypatch.setattr(SeekerLogger, "start", fail)
+    trainer = SimpleNamespace(loggers=[logger], is_global_zero=True, default_root_dir=".", strategy=None)
+    with pytest.raises(SeekerError, match="rank 0 failed with OSError: the folder takes nothing"):
+        TrackRun().setup(trainer, None, "fit")
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("words", [["runs"], ["compare", "a", "b"], ["lineage", "a"]])
+def test_a_store_that_is_away_is_one_sentence_soon(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: CaptureFixture[str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    started = time.monotonic()
+    assert main(words) == 1
+    assert time.monotonic() - started < 10
+    said = capsys.readouterr().err
+    assert said.startswith(f"seeker: runs cannot be read from http://…@127.0.0.1:{port} (")
+    assert said.endswith("see that it is there or set MLFLOW_TRACKING_URI to another\n")
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("http://a:b@host:5000/x", "http://…@host:5000/x"),
+        ("got http://a:b@c@host/x?y=1 and mysql://u:p/w@h/d", "got http://…@host/x?y=1 and mysql://…@h/d"),
+        ("http://host/a@b", "http://host/a@b"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+    ],
+)
+def test_a_shown_uri_has_no_password(text: str, shown: str) -> None:
+    assert shown_uri(text) == shown
 
 
 @pytest.mark.slow
