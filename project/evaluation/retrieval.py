@@ -66,7 +66,7 @@ def bench(
     texts = {ident: asked[ident]["text"] for ident in judged}
     scores, about = _scored(index, engine, ranking, remote, texts, judged)
     others = [_scored(index, other, _RANKING, remote, texts, judged) for other in against or []]
-    estimates = {name: estimate(list(values.values())) for name, values in scores.items()}
+    estimates = {name: estimate(list(values.values()), unit=True) for name, values in scores.items()}
     results: dict[str, Any] = {name: one._asdict() for name, one in estimates.items()}
     results |= {"index": index, **about, "ranking": asdict(ranking)}
     results["against"] = {told["engine"]: [one.to_row() for one in paired_results(other, scores)] for other, told in others}
