@@ -42,7 +42,11 @@ class GroupedRows(Metric):
 
     def columns(self) -> tuple[Numbers, dict[str, Numbers]]:
         """Return the rows' groups, and their values by name."""
-        rows = self.rows if isinstance(self.rows, Tensor) else torch.cat([torch.empty(0, dtype=torch.float64), *self.rows])
+        rows = (
+            self.rows
+            if isinstance(self.rows, Tensor)
+            else torch.cat([torch.empty(0, dtype=torch.float64), *(row.cpu() for row in self.rows)])
+        )
         table = rows.reshape(-1, 1 + len(self.names)).cpu().numpy()
         return table[:, 0], {name: table[:, 1 + place] for place, name in enumerate(self.names)}
 

@@ -75,16 +75,16 @@ class GuardTest(Callback):
         logger = next((one for one in trainer.loggers if isinstance(one, SeekerLogger)), None)
         if logger is None or not hasattr(data, "marks"):
             return
-        folder = Path(trainer.default_root_dir)
-        gathered_or_raised(lambda: keep_marks(folder, data.marks("train")) if trainer.is_global_zero else None)
+        folder, goes_on = Path(trainer.default_root_dir), trainer.ckpt_path is not None
+        gathered_or_raised(lambda: keep_marks(folder, data.marks("train"), goes_on=goes_on) if trainer.is_global_zero else None)
         if trainer.is_global_zero:
             logger.keep_file(folder / MARKS)
 
 
-def keep_marks(folder: Path, marks: Iterable[str]) -> None:
-    """Add what a run trains on to its folder's marks."""
+def keep_marks(folder: Path, marks: Iterable[str], *, goes_on: bool = False) -> None:
+    """Write what a run trains on into its folder; where it goes on from a checkpoint, to what it has trained on before."""
     path, numbers = folder / MARKS, _numbers(lasting(marks))
-    held = [np.load(path)] if path.is_file() else []
+    held = [np.load(path)] if goes_on and path.is_file() else []
     with atomic_path(path) as partial, partial.open("wb") as file:
         np.save(file, np.unique(np.concatenate([*held, numbers])))
 

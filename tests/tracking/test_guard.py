@@ -92,7 +92,9 @@ def test_a_question_without_an_answer_is_found(tmp_path: Path) -> None:
 
 def test_marks_of_before_a_resume_stay(tmp_path: Path) -> None:
     keep_marks(tmp_path, marks(ASKED))
-    keep_marks(tmp_path, marks(OTHER))
+    keep_marks(tmp_path, marks(OTHER), goes_on=True)
     held = np.load(tmp_path / MARKS)
     assert len(held) == 2
     assert (np.diff(held) > 0).all()
+    keep_marks(tmp_path, marks(OTHER))
+    assert len(np.load(tmp_path / MARKS)) == 1, "a training that starts over in the folder has not seen what an earlier one did"
