@@ -25,6 +25,7 @@ from project.evaluation.decisions import search_probability
 from project.evaluation.metrics import SCORES, score_episode
 from project.evaluation.results import episode_row
 from project.modules.measuring import MeasuringModule, over_samples, sample_metrics
+from project.modules.model_folder import engine_folder
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
 from project.ranks import first_here, gathered, gathered_or_raised, part_of, world
 from project.records import Episode, FinishReason, Question, Row
@@ -184,16 +185,14 @@ class SearchAgent(MeasuringModule):
         """Return a folder whose vocabulary holds the dialect's tokens; a model without them is written out, once a machine."""
         if not self._new_ids:
             return self.model_path
-        from project.modules.policy import Policy, export_merged
-
         writer = first_here()
 
         def write() -> str:
             if writer != world()[0]:
                 return ""
-            policy = Policy(self.model_path, self.tokenizer, self._new_ids, None)
             self._scratch = tempfile.TemporaryDirectory(prefix="seeker-model-")
-            return str(export_merged(policy, self.tokenizer, self.settings, Path(self._scratch.name) / "model"))
+            into = Path(self._scratch.name) / "model"
+            return engine_folder(self.model_path, self.tokenizer, self._new_ids, self.settings, into)
 
         return gathered_or_raised(write)[writer]
 

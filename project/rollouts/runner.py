@@ -11,19 +11,32 @@ from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from project.environment.search import EpisodeLimits, SearchEnvironment, SearchTool
 from project.errors import EngineError, InputError
-from project.records import Episode, FinishReason, Question, Turn
+from project.records import Episode, FinishReason, Message, Question, Turn
 from project.rendering import Renderer
-from project.rollouts.engines.protocol import Engine, Sampling
+from project.rollouts.engines.protocol import Engine, Generation, Sampling
 from project.rollouts.search_thread import search_thread
 
 Done = TypeVar("Done")
 
 LEAST_TOKENS = 8
 """Room in the context below which no turn is begun."""
+
+
+class Watcher(Protocol):
+    """Sees an episode while it runs, on the thread that runs it; what it raises ends the episode and reaches its caller."""
+
+    def asked(self, environment: SearchEnvironment, tokens: int) -> None:
+        """See that the agent is asked for a turn, in a context of so many tokens; `environment.folding`: for a summary."""
+
+    def wrote(self, token: int) -> None:
+        """See a token that was sampled."""
+
+    def turned(self, environment: SearchEnvironment, turn: Turn, following: Sequence[Message]) -> None:
+        """See a whole turn, and what the environment says to it: nothing where the episode has ended."""
 
 
 @dataclass
@@ -58,19 +71,19 @@ class EpisodeRunner:
         episodes = (self.episode(question, seed) for question, seed in zip(questions, seeds, strict=True))
         return await together(episodes, self.at_once)
 
-    async def episode(self, question: Question, seed: int) -> Episode:
+    async def episode(self, question: Question, seed: int, watcher: Watcher | None = None) -> Episode:
         """Run one episode to its end."""
         environment = SearchEnvironment(question, self.renderer.dialect, self.tool, self.limits, self._count)
         turns = list[Turn]()
         try:
             async with asyncio.timeout(self.limits.episode_seconds):
-                await self._run(environment, seed, turns)
+                await self._run(environment, seed, turns, watcher)
         except TimeoutError:
             environment.finish = FinishReason.TIMEOUT
             environment.error = f"the episode took over limits.episode_seconds={self.limits.episode_seconds:g}"
         return _episode(environment, turns)
 
-    async def _run(self, environment: SearchEnvironment, seed: int, turns: list[Turn]) -> None:
+    async def _run(self, environment: SearchEnvironment, seed: int, turns: list[Turn], watcher: Watcher | None = None) -> None:
         """Take an episode's turns until it has ended."""
         prompt = self.renderer.prompt(environment.opening(), self.renderer.dialect.tools)
         context = self.renderer.encode(prompt.text)
@@ -88,12 +101,14 @@ class EpisodeRunner:
                 return
             sampling = self._sampling(len(context), seed * 1009 + len(turns), environment)
             asked = time.time_ns()
-            generation = await self.engine.generate(context, sampling)
+            generation = await self._generate(context, sampling, environment, watcher)
             done, ended = time.time_ns(), generation.finish == "stop"
             following = await environment.step(self.renderer.decode(generation.ids), ended=ended)
             clock, ids, version = (asked, done, time.time_ns()), generation.ids, generation.version
             drifted = bool(generation.prompt_ids) and generation.prompt_ids != _row(turns, new, fresh)
             turns.append(Turn(tuple(new), ids, generation.logprobs, version, ended, fresh, clock, drifted))
+            if watcher is not None:
+                watcher.turned(environment, turns[-1], following)
             if environment.finish is not None:
                 return
             if fresh := environment.folded:
@@ -104,6 +119,14 @@ class EpisodeRunner:
             if environment.wants_fold(len(context) + len(generation.ids) + len(new), largest):
                 new = self.renderer.encode(self.renderer.between([*following, *environment.ask_for_summary()]).text)
             context = [*context, *generation.ids, *new]
+
+    async def _generate(
+        self, context: Sequence[int], sampling: Sampling, environment: SearchEnvironment, watcher: Watcher | None
+    ) -> Generation:
+        if watcher is None:
+            return await self.engine.generate(context, sampling)
+        watcher.asked(environment, len(context))
+        return await self.engine.generate(context, sampling, watcher.wrote)
 
     def _count(self, text: str) -> int:
         return len(self.renderer.encode(text))

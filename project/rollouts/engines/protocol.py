@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +39,17 @@ class Generation:
     """What the engine says that it read; empty where it says nothing."""
 
 
+Seen = Callable[[int], None]
+"""Is given each token as soon as it is sampled; what it raises ends its request and reaches the request's caller."""
+
+
 class Engine(Protocol):
     """Generates for many callers at once; a call waits for its own result only."""
 
     version: int
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """Continue `prompt_ids`."""
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seen: Seen | None = None) -> Generation:
+        """Continue `prompt_ids`; `seen` is given the tokens one by one (servers send a turn's all at once)."""
 
     def score(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:
         """Return log p of each of `ids` after `prompt_ids` at temperature 1: the canary of a weight sync."""

@@ -31,7 +31,7 @@ from project.errors import EngineError, InputError
 from project.ranks import gathered_or_raised, world
 from project.records import Row
 from project.rollouts.engines.fleet import Fleet, Server, ServerError
-from project.rollouts.engines.protocol import Generation, Sampling
+from project.rollouts.engines.protocol import Generation, Sampling, Seen
 from project.rollouts.engines.weights import WeightFolders
 
 Found = TypeVar("Found")
@@ -83,8 +83,8 @@ class VLLMServers:
 
     # --- generation --------------------------------------------------------------------------------------------------
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """Send one request and wait for it.
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seen: Seen | None = None) -> Generation:
+        """Send one request and wait for it; `seen` is given its tokens once all are there.
 
         Raises:
             EngineError: a server refuses the request, or none is left.
@@ -108,7 +108,11 @@ class VLLMServers:
                 raise EngineError(f"{server.url} gave {len(logprobs)} log-probabilities for {len(ids)} tokens; is it vLLM?")
             return Generation(tuple(ids), tuple(logprobs), choice["finish_reason"], version, tuple(choice["prompt_token_ids"]))
 
-        return await self._fleet.anywhere(ask)
+        generation = await self._fleet.anywhere(ask)
+        if seen is not None:
+            for token in generation.ids:
+                seen(token)
+        return generation
 
     def score(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:
         """Return log p of each of `ids` after `prompt_ids` at temperature 1, as the first server has it.

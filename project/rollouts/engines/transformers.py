@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from project.errors import InputError
-from project.rollouts.engines.protocol import Generation, Sampling
+from project.rollouts.engines.protocol import Generation, Sampling, Seen
 
-Request = tuple[Sequence[int], Sampling, "asyncio.Future[Generation]"]
+Request = tuple[Sequence[int], Sampling, Seen | None, "asyncio.Future[Generation]"]
 
 
 class TransformersEngine:
@@ -34,12 +34,12 @@ class TransformersEngine:
         self._queue: list[Request] = []
         self._pump: asyncio.Task[None] | None = None
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """Queue one request and wait for it."""
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seen: Seen | None = None) -> Generation:
+        """Queue one request and wait for it; see `Engine`."""
         if not prompt_ids:
             raise InputError("the prompt holds no token; check the question file and the chat template")
         future: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        self._queue.append((prompt_ids, sampling, future))
+        self._queue.append((prompt_ids, sampling, seen, future))
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run())
         return await future
@@ -53,20 +53,23 @@ class TransformersEngine:
             try:
                 results = self._decode(batch)
             except Exception as error:  # noqa: BLE001 - every caller that waits gets it
-                for _, _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, _, future), result in zip(batch, results, strict=True):
-                if not future.done():  # its caller was cancelled
+                results = [error] * len(batch)
+            for (*_, future), result in zip(batch, results, strict=True):
+                if future.done():  # its caller was cancelled
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
                     future.set_result(result)
 
     @torch.inference_mode()
-    def _decode(self, batch: list[Request]) -> list[Generation]:
-        width, device = max(len(ids) for ids, _, _ in batch), self._model.device
-        ids_BT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids, _, _ in batch], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _, _ in batch], device=device)
-        noise = [torch.Generator().manual_seed(self._noise_seed(s, i)) for i, (_, s, _) in enumerate(batch)]
+    def _decode(self, batch: list[Request]) -> list[Generation | Exception]:
+        """Return each request's generation, or what its `seen` raised."""
+        width, device = max(len(ids) for ids, *_ in batch), self._model.device
+        ids_BT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids, *_ in batch], device=device)
+        mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, *_ in batch], device=device)
+        noise = [torch.Generator().manual_seed(self._noise_seed(s, i)) for i, (_, s, *_) in enumerate(batch)]
+        ended: dict[int, Exception] = {}
         out: list[tuple[list[int], list[float]]] = [([], []) for _ in batch]
         alive, cache, step_ids = set(range(len(batch))), None, ids_BT
         while alive:
@@ -81,10 +84,14 @@ class TransformersEngine:
             )
             cache, logits_BV = result.past_key_values, result.logits[:, -1].float().cpu()
             chosen = [self._sample(logits_BV[i], batch[i][1], noise[i], out[i]) if i in alive else 0 for i in range(len(batch))]
-            alive -= {i for i in alive if _is_done(out[i][0], batch[i][1])}
+            for i in [*alive]:
+                if error := _told(batch[i][2], chosen[i]):
+                    ended[i] = error
+                if error or _is_done(out[i][0], batch[i][1]):
+                    alive.discard(i)
             step_ids = torch.tensor(chosen, device=device)[:, None]
             mask_BT = torch.cat([mask_BT, torch.ones_like(step_ids)], dim=1)
-        return [self._result(ids, logprobs, *batch[i][:2]) for i, (ids, logprobs) in enumerate(out)]
+        return [ended.get(i) or self._result(ids, logprobs, *batch[i][:2]) for i, (ids, logprobs) in enumerate(out)]
 
     def _noise_seed(self, sampling: Sampling, index: int) -> int:
         return sampling.seed if sampling.seed is not None else self._seed * 1_000_003 + index
@@ -130,6 +137,16 @@ class TransformersEngine:
     def sync_adapter(self, folder: Path) -> None:
         """Refuse: weights are merged here."""
         raise InputError(f"the engine transformers takes full weights, not the adapter {folder}; set model.sync merge")
+
+
+def _told(seen: Seen | None, token: int) -> Exception | None:
+    """Give a request's watcher its token; return what that raised."""
+    try:
+        if seen is not None:
+            seen(token)
+    except Exception as error:  # noqa: BLE001 - the request's caller gets it
+        return error
+    return None
 
 
 def _is_done(ids: list[int], sampling: Sampling) -> bool:

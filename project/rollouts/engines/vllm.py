@@ -19,7 +19,7 @@ from torch import Tensor
 
 from project.errors import EngineError
 from project.ranks import first_here, gathered_or_raised, world
-from project.rollouts.engines.protocol import Generation, Sampling, preserved_rng
+from project.rollouts.engines.protocol import Generation, Sampling, Seen, preserved_rng
 from project.rollouts.engines.weights import WeightFolders
 
 CACHE = 1 << 30
@@ -102,14 +102,17 @@ class VLLMEngine:
         self._adapter_ids = itertools.count(1)
         self._ids = itertools.count()
         self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._watched: dict[str, tuple[Seen, int]] = {}  # and how many tokens each was given
         self._pump: asyncio.Task[None] | None = None
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        """Queue one request and wait for it."""
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seen: Seen | None = None) -> Generation:
+        """Queue one request and wait for it; see `Engine`."""
         from vllm import SamplingParams, TokensPrompt
 
         name = str(next(self._ids))
         future = self._waiting[name] = asyncio.get_running_loop().create_future()
+        if seen is not None:
+            self._watched[name] = seen, 0
         parameters = SamplingParams(
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
@@ -125,9 +128,10 @@ class VLLMEngine:
         try:
             whole = await future
         except asyncio.CancelledError:  # its episode has run out of time
-            self._waiting.pop(name, None)
-            self._llm.llm_engine.abort_request([name])
+            self._forget(name)
             raise
+        finally:
+            self._watched.pop(name, None)
         output, read = whole.outputs[0], tuple(whole.prompt_token_ids)
         ids = tuple(output.token_ids)
         logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True))
@@ -138,6 +142,7 @@ class VLLMEngine:
             while self._llm.llm_engine.has_unfinished_requests():
                 with preserved_rng():
                     outputs = self._llm.llm_engine.step()
+                self._tell(outputs)
                 for output in outputs:
                     future = self._waiting.pop(output.request_id, None) if output.finished else None
                     if future is not None and not future.done():
@@ -149,6 +154,25 @@ class VLLMEngine:
                 failed.__cause__ = error
                 future.set_exception(failed)
             self._waiting.clear()
+
+    def _tell(self, outputs: Sequence[Any]) -> None:
+        """Give watchers their requests' new tokens; what one raises ends its request."""
+        for name, output in ((one.request_id, one.outputs[0]) for one in outputs if one.request_id in self._watched):
+            seen, told = self._watched[name]
+            self._watched[name] = seen, len(output.token_ids)
+            try:
+                for token in output.token_ids[told:]:
+                    seen(token)
+            except Exception as error:  # noqa: BLE001 - the request's caller gets it
+                future = self._waiting[name]
+                self._forget(name)
+                future.set_exception(error)
+
+    def _forget(self, name: str) -> None:
+        """Take a request from vLLM that nobody waits for any longer."""
+        self._waiting.pop(name, None)
+        self._watched.pop(name, None)
+        self._llm.llm_engine.abort_request([name])
 
     def score(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[float]:
         """Return log p of each of `ids` after `prompt_ids`, from vLLM's prompt log-probabilities."""
