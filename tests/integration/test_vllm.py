@@ -32,6 +32,12 @@ def test_greedy_generation_is_sensible_and_ends(result):
     assert set(result["finish"]) <= {"stop", "length"}
 
 
+def test_tokens_are_seen_as_they_come_and_who_refuses_one_ends_that_request_alone(result):
+    streamed = result["streamed"]
+    assert streamed["seen"] == streamed["ids"] and len(streamed["ids"]) > 5
+    assert (streamed["refused"], streamed["error"], streamed["left"]) == (5, "enough", False)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's cache is a share of its memory")
 def test_the_cache_holds_the_requests_that_run_at_once_whole_and_no_more(result):
     assert result["cache"] == [24 * 512 // 128 + 1, 128]  # one is vLLM's own

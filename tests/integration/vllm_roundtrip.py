@@ -28,6 +28,24 @@ def gap(engine, policy, prompt, ids):
     return float((torch.tensor(engine.score(prompt, ids)) - policy_score(policy, prompt, ids)).abs().mean())
 
 
+async def streamed(engine, prompts, sampling):
+    """Return what a watcher saw and what came back; what another that refused its 5th token got; and what is left in vLLM."""
+    seen, refused = [], []
+
+    def refuse(token):
+        refused.append(token)
+        if len(refused) == 5:
+            raise ValueError("enough")
+
+    watched, ended = await asyncio.gather(
+        engine.generate(prompts[0], sampling, seen.append),
+        engine.generate(prompts[1], sampling, refuse),
+        return_exceptions=True,
+    )
+    left = engine._llm.llm_engine.has_unfinished_requests() or bool(engine._waiting) or bool(engine._watched)
+    return {"seen": seen, "ids": list(watched.ids), "refused": len(refused), "error": str(ended), "left": left}
+
+
 def main(folder):
     dialect = get_dialect("tools")
     tokenizer, _ = load_tokenizer(folder, dialect)
@@ -52,6 +70,7 @@ def main(folder):
     first = asyncio.run(together(0.0))
     result["text"] = renderer.decode(first[0].ids)
     result["finish"] = [generation.finish for generation in first]
+    result["streamed"] = asyncio.run(streamed(engine, prompts, Sampling(0.0, 24, (renderer.end_id,), 3)))
     warm = asyncio.run(together(0.5))[0]
     ids = list(warm.ids)
     whole = torch.tensor(prompts[0] + ids)
