@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from project.errors import InputError
 from project.losses import LengthNorm
+from project.named import class_named, is_path
 
-EstimatorName = Literal["gae", "rloo", "grpo", "reinforce++"]
+EstimatorName = Literal["gae", "rloo", "grpo", "reinforce++"] | str
+"""A name of `ESTIMATORS`, or the path of a class: `module.Class`."""
 
 
 def gae(rewards_T: Tensor, values_T: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -86,34 +87,90 @@ def group_normalise(rewards_E: Tensor, groups_E: Tensor) -> Tensor:
     return advantages
 
 
-@dataclass(frozen=True)
 class Estimator:
-    """How episodes' rewards become advantages: baseline, then GAE over the episode's trained tokens, then `normalise`."""
+    """How episodes' rewards become advantages: baseline, then GAE over the episode's trained tokens, then `normalise`.
 
-    baseline: Callable[[Tensor, Tensor], Tensor]
-    """Takes rewards (E,) and groups (E,) and returns what each episode is paid at its end, (E,)."""
-    normalise: Callable[[Tensor], Tensor]
-    """Takes and returns the advantages of all trained tokens of an update, (N,)."""
-    critic: bool = False
+    Derive from it for one of your own, and name that by its path: `model.ppo.estimator: my_module.Median`.
+    """
+
+    critic: ClassVar[bool] = False
     """Whether values of a critic are taken off; without it GAE is run with lambda 1 on values of 0: sums of what follows."""
-    by_group: bool = True
+    by_group: ClassVar[bool] = True
     """Whether episodes whose whole group earned the same are left out: they would teach nothing."""
-    kl_in: Literal["reward", "loss"] = "loss"
+    kl_in: ClassVar[Literal["reward", "loss"]] = "loss"
     """Where its paper has the KL. In the reward it needs something that takes its mean off: a critic, or whitening."""
-    length_norm: LengthNorm = "token"
+    length_norm: ClassVar[LengthNorm] = "token"
     """How its paper counts long episodes."""
 
+    def baseline(self, rewards_E: Tensor, groups_E: Tensor) -> Tensor:
+        """Return what each episode is paid at its end, (E,).
 
-def _as_they_are(rewards: Tensor, groups: Tensor | None = None) -> Tensor:
-    del groups
-    return rewards
+        Args:
+            rewards_E: float, one an episode.
+            groups_E: int64, the same number for episodes on the same question.
+        """
+        del groups_E
+        return rewards_E
+
+    def normalise(self, advantages_N: Tensor) -> Tensor:
+        """Return the advantages of all trained tokens of an update, (N,), as they are trained on."""
+        return advantages_N
 
 
-ESTIMATORS: dict[EstimatorName, Estimator] = {
-    "gae": Estimator(leave_one_out, scale, critic=True, kl_in="reward"),
-    "rloo": Estimator(leave_one_out, _as_they_are),
-    "grpo": Estimator(group_normalise, _as_they_are, length_norm="episode"),
-    "reinforce++": Estimator(_as_they_are, whiten, by_group=False, kl_in="reward"),
-}
-"""PPO with a critic over what the group earned; RLOO (Ahmadian et al. 2024, but for the KL, which they take from an episode's
-reward); GRPO (Shao et al. 2024, its outcome supervision); REINFORCE++ (Hu et al. 2025), whose baseline is the whole batch."""
+class GAE(Estimator):
+    """PPO with a critic (Schulman et al. 2017) over what the group earned."""
+
+    critic, kl_in = True, "reward"
+
+    def baseline(self, rewards_E: Tensor, groups_E: Tensor) -> Tensor:
+        """See `leave_one_out`."""
+        return leave_one_out(rewards_E, groups_E)
+
+    def normalise(self, advantages_N: Tensor) -> Tensor:
+        """See `scale`."""
+        return scale(advantages_N)
+
+
+class RLOO(Estimator):
+    """RLOO (Ahmadian et al. 2024), but for the KL, which they take from an episode's reward."""
+
+    def baseline(self, rewards_E: Tensor, groups_E: Tensor) -> Tensor:
+        """See `leave_one_out`."""
+        return leave_one_out(rewards_E, groups_E)
+
+
+class GRPO(Estimator):
+    """GRPO (Shao et al. 2024), its outcome supervision."""
+
+    length_norm = "episode"
+
+    def baseline(self, rewards_E: Tensor, groups_E: Tensor) -> Tensor:
+        """See `group_normalise`."""
+        return group_normalise(rewards_E, groups_E)
+
+
+class ReinforcePlusPlus(Estimator):
+    """REINFORCE++ (Hu et al. 2025), whose baseline is the whole batch."""
+
+    by_group, kl_in = False, "reward"
+
+    def normalise(self, advantages_N: Tensor) -> Tensor:
+        """See `whiten`."""
+        return whiten(advantages_N)
+
+
+ESTIMATORS: dict[str, Estimator] = {"gae": GAE(), "rloo": RLOO(), "grpo": GRPO(), "reinforce++": ReinforcePlusPlus()}
+
+
+def estimator_named(name: str) -> Estimator:
+    """Return an estimator by its name, or of a class by its path.
+
+    Raises:
+        InputError: there is none.
+    """
+    if is_path(name):
+        return class_named(name, Estimator, "ppo.estimator")()
+    if name not in ESTIMATORS:
+        known = ", ".join(ESTIMATORS)
+        raise InputError(f"ppo.estimator={name} is none of {known}; give one, or a class of your own as module.Class")
+    return ESTIMATORS[name]

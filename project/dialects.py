@@ -14,8 +14,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from project.errors import InputError
+from project.named import class_named, is_path
 from project.records import DialectName, Document, Message, Row, SpanKind, ToolCall
 
 SEARCH_TOKEN = "<|SEARCH|>"
@@ -135,7 +137,10 @@ def _is_unicode(text: str) -> bool:
 
 
 class Dialect(ABC):
-    """One way of writing an agent's turns."""
+    """One way of writing an agent's turns.
+
+    Derive from it for one of your own, and name that by its path: `settings: {dialect: my_module.Brackets}`.
+    """
 
     name: ClassVar[DialectName]
     tools: ClassVar[tuple[Row, ...]] = ()
@@ -162,6 +167,10 @@ class Dialect(ABC):
     @abstractmethod
     def correction(self, reason: str, text: str) -> list[Message]:
         """Return the messages that tell the agent its turn could not be read."""
+
+    def spans(self, text: str) -> list[tuple[int, int, SpanKind]]:
+        """Return (start, end, kind) of a turn's text, covering each character once and in order; see `assistant_spans`."""
+        return assistant_spans(text)
 
     def opening(self, question: str, summary: str = "") -> list[Message]:
         """Return the first messages: system prompt and question, after a fold with the agent's own summary."""
@@ -293,11 +302,23 @@ class ToolsDialect(Dialect):
         return [Message("tool", content, tool_call_id="call_0")] if "<tool_call>" in text else [Message("user", content)]
 
 
+DIALECTS: dict[str, type[Dialect]] = {"tags": TagsDialect, "tools": ToolsDialect}
+
+
 def get_dialect(name: DialectName, *, decision_tokens: bool | None = None) -> Dialect:
-    """Return a dialect by name; decision tokens default to on for `tags` and off for `tools`."""
-    if name == "tags":
-        return TagsDialect(True if decision_tokens is None else decision_tokens)
-    return ToolsDialect(bool(decision_tokens))
+    """Return a dialect by name; decision tokens default to on for `tags` and off for `tools`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if is_path(name):
+        chosen: type[Any] = class_named(name, Dialect, "dialect")
+    elif name not in DIALECTS:
+        raise InputError(f"dialect '{name}' is none of {', '.join(DIALECTS)}; give one, or a class of your own as module.Class")
+    else:
+        chosen = DIALECTS[name]
+    made: Dialect = chosen() if decision_tokens is None else chosen(decision_tokens)
+    return made
 
 
 def dialect_of(message: Message) -> DialectName | None:

@@ -9,18 +9,16 @@ leaves out what LightningCLI does badly here: hyper-parameters in a checkpoint n
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
-import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jsonargparse import Namespace
@@ -35,11 +33,12 @@ from project.checkpoint_io import furthest, is_whole
 from project.errors import InputError, SeekerError, TrainingError
 from project.evaluation.command import test_words
 from project.files import read_yaml
+from project.modules.log_lines import LogLines
 from project.modules.save_on_stop import SaveOnStop
 from project.modules.sharding import FSDP2
 from project.modules.show_batch import ShowBatch
-from project.parser_errors import one_sentence
-from project.runtime import quiet_transformers
+from project.parser_errors import one_sentence, with_hint
+from project.runtime import quiet_lightning
 from project.tracking.callback import TrackRun, checkpoint_run_id
 from project.tracking.guard import TESTED, GuardTest
 from project.tracking.logger import SeekerLogger
@@ -57,17 +56,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "project.tracking.logger.SeekerLogger"},
     "plugins": {"class_path": "project.checkpoint_io.WholeCheckpointIO"},
 }
-HARMLESS = (
-    ".*does not have many workers.*",
-    ".*exists and is not empty.*",
-    ".*You are using .* with `weights_only=False`.*",
-    ".*LeafSpec.*",
-    ".*no pre-optimization state.*",
-    ".*Total length of `list` across ranks is zero.*",
-    ".*You have overridden `transfer_batch_to_device`.*",
-    ".*sync_dist=True.*",
-    ".*module.s. in eval mode at the start of training.*",
-)
 
 
 def run(args: list[str]) -> SeekerCLI:
@@ -92,10 +80,11 @@ def run_with(cli: type[SeekerCLI], args: list[str]) -> SeekerCLI:
     """Do as `run` does with another class of command line."""
     args = test_words(args)
     _check_configs(args)
-    _quiet()
+    quiet_lightning()
     _import_classes()
     defaults = project_root() / DEFAULTS
-    verb_kwargs = {"default_config_files": [str(defaults)], "exit_on_error": False}
+    kwargs = {"exit_on_error": False, "allow_abbrev": False}  # an option in short would be read, but not by Seeker's own checks
+    verb_kwargs = {"default_config_files": [str(defaults)], **kwargs}
     try:
         return cli(
             args=args,
@@ -105,10 +94,12 @@ def run_with(cli: type[SeekerCLI], args: list[str]) -> SeekerCLI:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "seeker", "exit_on_error": False} | {verb: dict(verb_kwargs) for verb in VERBS},
+            parser_kwargs={"prog": "seeker", "exit_on_error": False, "allow_abbrev": False}
+            | {verb: dict(verb_kwargs) for verb in VERBS},
         )
     except ArgumentError as error:
-        raise InputError(f"{one_sentence(str(error))}; `seeker {args[0]} --help` lists the keys") from error
+        said = one_sentence(str(error), cli.options)
+        raise InputError(with_hint(said, f"`seeker {args[0]} --help` lists the keys")) from error
     except (ValueError, TypeError, MisconfigurationException) as error:
         cause = _seeker_cause(error)
         if cause is None and not isinstance(error, MisconfigurationException):
@@ -118,6 +109,9 @@ def run_with(cli: type[SeekerCLI], args: list[str]) -> SeekerCLI:
 
 class SeekerCLI(LightningCLI):
     """LightningCLI whose checkpoints never change the config, whose runs have a folder, and which tracks each run."""
+
+    options: ClassVar[tuple[str, ...]] = ()
+    """The options of the verb at hand, once its parser is made."""
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         """Add to `fit` what only its command line has."""
@@ -135,6 +129,8 @@ class SeekerCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own type
         """Parse `args` without Lightning's warning that the process has arguments of its own."""
         self.words: list[str] = args
+        if args[0] in VERBS:
+            type(self).options = tuple(self._parser(args[0])._option_string_actions)
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
@@ -152,7 +148,7 @@ class SeekerCLI(LightningCLI):
         self._dump_config()
         self._guard = GuardTest(allow_overlap=bool(config.get("allow_overlap")))
         tracked = TrackRun(config=self.config_dump, command=["seeker", *self.words])
-        self.trainer_defaults["callbacks"] = [tracked, self._guard, SaveOnStop()]
+        self.trainer_defaults["callbacks"] = [tracked, self._guard, SaveOnStop(), LogLines()]
 
     def after_instantiate_classes(self) -> None:
         """Put checkpoints into the run's folder, find the one to load, and go on in the MLflow run that it belongs to."""
@@ -333,14 +329,3 @@ def _seeker_cause(error: BaseException | None) -> SeekerError | None:
     while error is not None and not isinstance(error, SeekerError):
         error = error.__cause__
     return error
-
-
-def _quiet() -> None:
-    """Keep banners, bars of a second and the warnings that need no action off the terminal."""
-    quiet_transformers()
-    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    for pattern in HARMLESS:
-        warnings.filterwarnings("ignore", message=pattern)

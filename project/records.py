@@ -19,7 +19,8 @@ from typing import Any, Literal
 Row = dict[str, Any]
 """A parsed JSON object."""
 
-DialectName = Literal["tags", "tools"]
+DialectName = Literal["tags", "tools"] | str
+"""A dialect of `dialects.py`, or the path of a class of your own: `module.Class`."""
 
 
 class SpanKind(StrEnum):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from project.dialects import DECISION_TOKENS, Dialect, assistant_spans, dialect_of, is_result
+from project.dialects import DECISION_TOKENS, Dialect, dialect_of, is_result
 from project.errors import InputError, RenderingError
 from project.records import Conversation, Message, Row, SpanKind
 
@@ -110,7 +110,7 @@ class Renderer:
         for call in message.tool_calls:
             if missing := not_shown(text, [call.name, call.arguments]):
                 raise RenderingError(f"the chat template drops {missing[0]!r} from a tool call; set Seeker's template")
-        spans = assistant_spans(text)
+        spans = self.dialect.spans(text)
         end = cut + len(self.end_text)
         return Piece(body[:end], [*spans, (cut, end, SpanKind.END)], message.weight)
 
@@ -177,7 +177,7 @@ class Renderer:
         if list(encoded["input_ids"]) != list(ids):
             ends = [len(self.tokenizer.decode(ids[: n + 1], skip_special_tokens=False)) for n in range(len(ids))]
         body = text.removesuffix(self.end_text)
-        spans = [*assistant_spans(body), (len(body), len(text), SpanKind.END)]
+        spans = [*self.dialect.spans(body), (len(body), len(text), SpanKind.END)]
         starts, values = [start for start, _, _ in spans], [weights.get(kind, 1.0) for _, _, kind in spans]
         return [values[_owner(starts, values, start, end)] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -232,7 +232,7 @@ class Renderer:
         end = text.find(self.end_text, start)
         if header < 0 or end < 0:
             raise RenderingError("the chat template drops an assistant message; set Seeker's template")
-        blocks = [(start + a, start + b, kind) for a, b, kind in assistant_spans(text[start:end])]
+        blocks = [(start + a, start + b, kind) for a, b, kind in self.dialect.spans(text[start:end])]
         return [(position, start, SpanKind.HEADER), *blocks, (end, end + len(self.end_text), SpanKind.END)]
 
     def _check_content(self, conversation: Conversation) -> None:

@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,18 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
+HARMLESS = (
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*You are using .* with `weights_only=False`.*",
+    ".*LeafSpec.*",
+    ".*no pre-optimization state.*",
+    ".*Total length of `list` across ranks is zero.*",
+    ".*You have overridden `transfer_batch_to_device`.*",
+    ".*sync_dist=True.*",
+    ".*module.s. in eval mode at the start of training.*",
+)
+"""Lightning's warnings that need no action here."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _LIBRARIES = [f"usr/{folder}/libtcmalloc_minimal.so.4" for folder in ("lib/*-linux-gnu", "lib64", "lib")]
@@ -62,6 +75,17 @@ def quiet_transformers() -> None:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def quiet_lightning() -> None:
+    """Keep banners, bars of a second and the warnings that need no action off the terminal."""
+    quiet_transformers()
+    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for pattern in HARMLESS:
+        warnings.filterwarnings("ignore", message=pattern)
 
 
 def free_memory() -> int:

@@ -204,7 +204,7 @@ def test_a_port_in_use(words: list[str], busy_port: str, refused: Callable[..., 
         (["data", "facts", "--output_dir", "out", "--seed", "one"], "seed: 'one' is not accepted, expected int"),
         (
             ["data", "facts", "--output_dir", "out", "--dialect", "xml"],
-            "dialect: 'xml' is not accepted, expected one of 'tags'",
+            "dialect 'xml' is none of tags, tools; give one",
         ),
         (["data", "facts", "--output_dir", "out", "--sed", "1"], "--sed 1"),
         (["data", "facts", "--config", "gone.yaml"], "gone.yaml"),

@@ -10,6 +10,7 @@ A failed search is the environment's failure (`tool_error`, or `timeout` of one 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -40,6 +41,14 @@ class SearchTool(Protocol):
             RetrievalError: the search failed.
             TimeoutError: it took longer than `limits.search_seconds`.
         """
+
+
+class Tool(ABC):
+    """A search tool of your own: derive from it, and name that in a config by its `class_path` as `model.tool`."""
+
+    @abstractmethod
+    async def search(self, queries: Sequence[str], seed: str) -> list[list[Document]]:
+        """Search; see `SearchTool`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from project.dialects import assistant_spans
 from project.evaluation.metrics import Estimate, Numbers, resamples
 from project.intervals import widened, wilson
 from project.records import SpanKind, Turn
@@ -140,7 +139,7 @@ def search_probability(turns: Sequence[Turn], renderer: Renderer) -> float:
 def _of_turn(turn: Turn, renderer: Renderer) -> float:
     text = renderer.decode(turn.ids)
     marks = (SpanKind.DECISION, SpanKind.SEARCH, SpanKind.ANSWER)
-    start = next((start for start, _, kind in assistant_spans(text) if kind in marks), None)
+    start = next((start for start, _, kind in renderer.dialect.spans(text) if kind in marks), None)
     if start is None:
         return math.nan
     end = text.index(">", start) + 1

@@ -14,6 +14,7 @@ from project.answers import REFUSALS, cover_exact_match, exact_match, normalise_
 from project.dialects import ANSWER_TOKEN
 from project.intervals import widened, wilson
 from project.records import Episode, FinishReason
+from project.rewards.reward import breakdown
 from project.rewards.terms import agent_turns, did_search, evidence_recall, repeats
 
 RESAMPLES = 2000
@@ -85,7 +86,7 @@ def score_episode(
         "answered_without_evidence": float(episode.answer is not None and not refused) if missed else math.nan,
         "abstained": math.nan if question.answers else float(refused),
         "refused_wrongly": float(refused) if question.answers else math.nan,
-        "reward": reward(episode)["total"],
+        "reward": breakdown(reward, episode)["total"],
         "turns": float(len(episode.turns)),
         "contexts": float(episode.contexts),
         "read_tokens": float(sum(len(turn.context_ids) for turn in episode.turns)),

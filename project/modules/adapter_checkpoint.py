@@ -209,13 +209,18 @@ def check_weights(module: Any, file: Path) -> dict[str, Any]:  # noqa: ANN401 - 
     return held
 
 
+def held_in(file: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds; nothing where it cannot be read."""
+    try:
+        held: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return {}
+    return held
+
+
 def trained_lora(file: Path) -> str:
     """Return how the adapter of a checkpoint is written in it; empty where it cannot be read or has none."""
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        return ""
-    return str(held.get(OPTIMIZER_SETTINGS, {}).get("lora", ""))
+    return str(held_in(file).get(OPTIMIZER_SETTINGS, {}).get("lora", ""))
 
 
 def frozen_state(module: nn.Module) -> dict[str, Tensor]:

@@ -14,12 +14,13 @@ from threading import Event
 from typing import Any
 
 import torch
+from jsonargparse import lazy_instance
 
 from project.corpus.engines.http import HttpRetriever
 from project.corpus.index import MANIFEST
 from project.corpus.serving.handle import ServerHandle
 from project.datamodules.question import QuestionDataModule
-from project.environment.search import EpisodeLimits, RetrieverTool
+from project.environment.search import EpisodeLimits, RetrieverTool, Tool
 from project.errors import InputError, RetrievalError
 from project.evaluation.decisions import search_probability
 from project.evaluation.metrics import SCORES, score_episode
@@ -32,6 +33,7 @@ from project.records import Episode, FinishReason, Question, Row
 from project.rendering import Renderer
 from project.rewards.answer import AnswerReward
 from project.rewards.judge import Judge
+from project.rewards.reward import Reward, breakdown
 from project.rollouts.engines import Engine, EngineName, make_engine
 from project.rollouts.runner import EpisodeRunner
 from project.tracking.episodes import trace_of
@@ -54,10 +56,11 @@ class SearchAgent(MeasuringModule):
         settings: AgentSettings | None = None,
         index: Path | None = None,
         retrieval_url: str | None = None,
+        tool: Tool | None = None,
         topk: int = 3,
         engine: EngineName = "vllm",
         limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 - frozen
-        reward: AnswerReward = AnswerReward(),  # noqa: B008 - frozen
+        reward: Reward = lazy_instance(AnswerReward),  # noqa: B008 - its fields can be given without its class
         eval_temperature: float = 0.0,
         eval_samples: int = 1,
         servers: list[str] | None = None,
@@ -73,10 +76,11 @@ class SearchAgent(MeasuringModule):
             settings: dialect and history; those stored in the model folder by default.
             index: folder of `seeker index build`; the run starts a server on it and stops it.
             retrieval_url: address of a running server, instead of `index`; neither is needed where `limits.max_turns` is 1.
-            topk: documents a search returns, at most.
+            tool: a class of your own that searches, by its class_path, instead of both.
+            topk: documents a search returns, at most; a tool of your own decides for itself.
             engine: `vllm` in process, `servers` of vLLM that run already, or `transformers`.
             limits: what an episode may use, in turns, tokens and characters.
-            reward: how episodes are scored.
+            reward: how episodes are scored; a class of your own by its class_path.
             eval_temperature: of sampling in validation, test and prediction; 0 = greedy.
             eval_samples: episodes a question there, for avg@k and pass@k (the mean of EM, and whether one is right).
             servers: addresses of vLLM servers for `engine: servers`, such as http://127.0.0.1:8000, each started by
@@ -93,8 +97,10 @@ class SearchAgent(MeasuringModule):
         super().__init__()
         self.model_path = resolve_model_path(model_path)
         self.settings = settings or AgentSettings.load(Path(self.model_path)) or AgentSettings()
-        if (index is None) == (retrieval_url is None) and (limits.max_turns > 1 or index is not None):
-            raise InputError("give one of model.index (a folder of seeker index build) and model.retrieval_url")
+        sources = sum(one is not None for one in (index, retrieval_url, tool))
+        if sources > 1 or (not sources and limits.max_turns > 1):
+            raise InputError("give one of model.index (a folder of seeker index build), model.retrieval_url and model.tool")
+        self.tool = tool
         self.index, self.retrieval_url, self.topk = index, retrieval_url, topk
         self.data_files = {"index": Path(index) / MANIFEST} if index is not None else {}  # the run's record names its digest
         if (engine == "servers") != bool(servers):
@@ -219,7 +225,7 @@ class SearchAgent(MeasuringModule):
         self, questions: list[Question], seeds: list[int], temperature: float, given_up: Event | None = None
     ) -> list[Episode]:
         assert self._engine is not None
-        tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk) if self.retrieval_url else None
+        tool = RetrieverTool(HttpRetriever(self.retrieval_url), self.topk) if self.retrieval_url else self.tool
         stop, at_once = given_up or Event(), self._episodes_at_once()
         runner = EpisodeRunner(self._engine, self.renderer, tool, self.limits, temperature, stop, at_once)
         episodes = runner.run(questions, seeds)
@@ -293,7 +299,7 @@ class SearchAgent(MeasuringModule):
         logger = self.logger
         if isinstance(logger, SeekerLogger) and self.trainer.is_global_zero:
             for episode in episodes:
-                logger.keep_trace(trace_of(*logger.ids, episode, self.reward(episode)))
+                logger.keep_trace(trace_of(*logger.ids, episode, breakdown(self.reward, episode)))
 
     def predict_step(self, batch: list[Question], batch_idx: int) -> list[Row]:
         """Return conversations with their scores."""

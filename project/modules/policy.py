@@ -351,6 +351,11 @@ def _is_tied_head(base: Any, name: str) -> bool:  # noqa: ANN401
     return name.startswith("lm_head.") and bool(base.config.tie_word_embeddings)
 
 
+def write_settings(settings: AgentSettings, folder: Path) -> None:
+    """Write what rollouts and evaluation of a model need to know beside its weights."""
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings.__dict__, indent=1) + "\n")
+
+
 def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folder: Path, write: bool = True) -> Path:  # noqa: ANN401
     """Write a plain model folder: merged weights, tokenizer with template, settings. A new folder is swapped in whole.
 
@@ -379,7 +384,7 @@ def export_merged(policy: Policy, tokenizer: Any, settings: AgentSettings, folde
         plain.should_save_on_this_rank = lambda is_main_process: is_main_process  # else only the first of all machines writes
         plain.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
-        (partial / SETTINGS_FILE).write_text(json.dumps(settings.__dict__, indent=1) + "\n")
+        write_settings(settings, partial)
         if folder.exists():
             folder.replace(old)
         partial.replace(folder)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from project.advantages import ESTIMATORS, leave_one_out
+from project.advantages import estimator_named, leave_one_out
 from project.errors import EngineError, InputError, TrainingError
 from project.losses import (
     chunked_logprobs,
@@ -92,7 +92,7 @@ class PPO(RolloutAgent):
         """
         super().__init__(ppo=ppo, lora=lora, **agent)
         self.automatic_optimization = False
-        self.estimator, self.estimator_name = ESTIMATORS[ppo.estimator], ppo.estimator
+        self.estimator, self.estimator_name = estimator_named(ppo.estimator), ppo.estimator
         self.kl_in, self.length_norm = ppo.kl_in or self.estimator.kl_in, ppo.length_norm or self.estimator.length_norm
         self.lora, self.precision_name = lora, precision
         self.learning_rate, self.critic_learning_rate = learning_rate, critic_learning_rate

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from project.advantages import ESTIMATORS, EstimatorName
+from project.advantages import EstimatorName, estimator_named
 from project.errors import InputError
 from project.losses import LengthNorm
 
@@ -39,7 +39,7 @@ class PPOSettings:
     by p_trainer / p_engine up to `importance_cap`. Worth it where the engine has processors of its own. The first update trains
     nothing, and what is rolled out beside the last one is not trained."""
     estimator: EstimatorName = "gae"
-    """How rewards become advantages: gae (with a critic), rloo, grpo, reinforce++."""
+    """How rewards become advantages: gae (with a critic), rloo, grpo, reinforce++, or a class of your own, as module.Class."""
     inner_epochs: int = 1
     minibatch_episodes: int = 16
     """Episodes in one optimizer step, about."""
@@ -95,6 +95,7 @@ class PPOSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that would train nothing, or something else than is meant."""
+        estimator = estimator_named(self.estimator)
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise InputError(f"ppo.{name}={getattr(self, name)} must be at least 1")
@@ -117,7 +118,7 @@ class PPOSettings:
                 raise InputError(
                     f"ppo.kl_in=reward has no baseline in {self.estimator}, which has no critic; give ppo.kl_in loss"
                 )
-        if self.resample_rounds and not ESTIMATORS[self.estimator].by_group:
+        if self.resample_rounds and not estimator.by_group:
             raise InputError(
                 f"ppo.resample_rounds={self.resample_rounds} is for estimators that compare the episodes of a question, and "
                 f"{self.estimator} compares all; leave it out"
@@ -128,7 +129,7 @@ class PPOSettings:
                 "has asked long before; leave one of them out"
             )
         for name, odd in (("critic_warmup", self.critic_warmup), ("critic_in", self.critic_in != "head")):
-            if odd and not ESTIMATORS[self.estimator].critic:
+            if odd and not estimator.critic:
                 raise InputError(f"ppo.{name}={getattr(self, name)}, and {self.estimator} has no critic; leave it out")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise InputError(f"ppo.dual_clip={self.dual_clip} must be above 1")

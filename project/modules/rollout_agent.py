@@ -30,6 +30,7 @@ from project.modules.ppo_health import episode_health, is_kept
 from project.modules.ppo_settings import PPOSettings
 from project.ranks import gathered, gathered_or_raised, world
 from project.records import Episode, Question
+from project.rewards.reward import breakdown
 from project.rollouts.engines.weights import shared_folder
 from project.tracking.episodes import trace_of
 from project.tracking.logger import SeekerLogger
@@ -206,7 +207,7 @@ class RolloutAgent(AdapterCheckpoint, SearchAgent):
             raise EngineError(
                 f"in {drifted} turns the engine read other tokens than the rows hold; nothing was trained on them"
             )
-        scores = [self.reward(e) for e in kept]
+        scores = [breakdown(self.reward, e) for e in kept]
         if log:
             found = episode_health(episodes, scores, self._engine.version)
             self.log("train/reward", found.pop("train/reward"), prog_bar=True)

@@ -49,7 +49,7 @@ def progressive(
     Args:
         config: the pipeline (`name`, `phases`), and after it config layers that go over those of each phase.
         phases: only these, by name or number from 1, separated by commas; all by default.
-        from_: (`--from` will do) what the first of them starts from: a tracked run, a model folder, or a checkpoint, whose
+        from_: what the first of them starts from: a tracked run, a model folder, or a checkpoint, whose
             adapter goes on.
         dry_run: print the command and config of each phase that is left, and its steps, tokens and memory; run nothing.
         measure: with --dry_run, run three steps of each phase for their time and memory.

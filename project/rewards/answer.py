@@ -17,6 +17,7 @@ from project.answers import exact_match, token_f1
 from project.errors import InputError
 from project.records import Episode
 from project.rewards import terms
+from project.rewards.reward import Reward
 
 BONUSES = {
     "evidence": terms.evidence_recall,
@@ -31,7 +32,7 @@ BONUSES = {
 
 
 @dataclass(frozen=True)
-class AnswerReward:
+class AnswerReward(Reward):
     """Correctness with gated shaping, in [0, 1 + the bonuses]; a near miss never earns as much as a right answer."""
 
     f1_share: float = 0.2

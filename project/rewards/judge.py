@@ -178,7 +178,7 @@ class Judge:
 
 @lru_cache(maxsize=8)
 def _read(path: Path) -> str:
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def read_verdict(said: str) -> float | None:

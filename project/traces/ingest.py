@@ -13,7 +13,7 @@ from pathlib import Path
 from project.records import Row, Trace
 from project.streams import ROW_ERRORS, Made, Placed, as_paths, print_counts, run
 from project.traces.filters import Filters
-from project.traces.readers import ReaderName, read_trace
+from project.traces.readers import ReaderName, read_trace, reader_named
 from project.traces.table import uniform
 
 
@@ -31,7 +31,7 @@ def traces(
     Args:
         input_file: one or several files (.jsonl, .json or .parquet, also .gz) of agents' logs.
         output_file: the trace table to write (.jsonl, .jsonl.gz or .parquet).
-        reader: the format of the rows; auto looks at each row.
+        reader: the format of the rows; auto looks at each row; or a class of your own, as module.Class.
         filters: which traces stay: correct, answered, searched, answer_found, no_tool_error, no_malformed, no_duplicates,
             no_near_duplicates (of traces of one question that are about nine tenths alike, one stays), or any SQL expression
             over source, correct, answered, answer_found, turns, searches, results, errors, malformed, words, chars, tokens and
@@ -42,6 +42,8 @@ def traces(
     """
     wanted = Filters(tuple(filters or ()), tokenizer)
     wanted.check()
+    if reader != "auto":
+        reader_named(reader)  # refused before a row is read
     parameters: Row = {"reader": reader, "filters": filters or []}
     if digest := wanted.tokenizer_digest:
         parameters["tokenizer"] = digest

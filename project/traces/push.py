@@ -10,18 +10,18 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from project.errors import InputError, SeekerError
+from project.errors import InputError
 from project.files import file_digest, kind_of
+from project.hub import Repo, check_licence, push_folder
 from project.manifests import manifest_path, read_manifest
 from project.records import Row
 from project.streams import as_paths, print_counts
 from project.traces.card import Part, by_config, without_folders, write_card
 from project.traces.check import SPLITS, check_files
-from project.writing import stem_of, suffix_of, write_text
+from project.writing import new_folder, stem_of, suffix_of, write_text
 
 Place = Callable[[Path, Path], object]
 """Puts a file at a place in the tree: copies it, or links to it."""
@@ -55,7 +55,9 @@ def push(
         dry_run: write the tree that would be pushed into output_dir, and push nothing.
         output_dir: the new folder of a dry run.
     """
-    _check_names(repo, licence, revision)
+    hub = Repo(repo, "dataset", "--repo")
+    check_licence(licence)
+    _check_revision(revision)
     _check_output(output_dir, dry_run=dry_run)
     parts = parts_of(as_paths(input_file))
     for held in by_config(parts).values():
@@ -68,22 +70,13 @@ def push(
     else:
         with tempfile.TemporaryDirectory(prefix="seeker-push-") as folder:
             write_tree(Path(folder), parts, card, lambda source, place: place.symlink_to(source.resolve()))
-            where = upload(Path(folder), repo, private=private, revision=revision)
+            message = "Push with seeker data push"
+            where = push_folder(Path(folder), hub, private=private, message=message, revision=revision)
     print_counts("written, not pushed" if dry_run else f"pushed {repo}", {part.target: part.rows for part in parts})
     print(where)
 
 
-def _check_names(repo: str, licence: str, revision: str | None) -> None:
-    word = r"\w(?:[\w.-]*\w)?"
-    if not re.fullmatch(f"{word}/{word}", repo, re.ASCII) or re.search(r"--|\.\.|\.git$", repo) or len(repo) > 96:
-        raise InputError(
-            f"--repo is {repo}, which the hub does not take; write OWNER/NAME, of letters, digits, '-', '_' and '.'"
-        )
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
-        raise InputError(
-            f"--licence is {licence}, which is no id of the hub; take one of its list of licences, such as apache-2.0 or "
-            "cc-by-sa-4.0"
-        )
+def _check_revision(revision: str | None) -> None:
     if revision is not None and not re.fullmatch(r"\w[\w.-]*", revision, re.ASCII):
         raise InputError(f"--revision is {revision}; name a branch, of letters, digits, '-', '_' and '.'")
 
@@ -165,15 +158,8 @@ def _check_whole(manifest: Row, path: Path) -> None:
 
 def write_folder(folder: Path, parts: Sequence[Part], card: str) -> None:
     """Write the tree into a new or empty folder, which appears whole or not at all."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
-    try:
+    with new_folder(folder) as partial:
         write_tree(partial, parts, card, shutil.copyfile)
-        partial.chmod(0o755)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_tree(folder: Path, parts: Sequence[Part], card: str, place: Place) -> None:
@@ -184,65 +170,3 @@ def write_tree(folder: Path, parts: Sequence[Part], card: str, place: Place) -> 
         manifest = folder / "manifests" / manifest_path(part.path).name
         write_text(manifest, json.dumps(part.manifest, ensure_ascii=False, indent=1) + "\n")
     write_text(folder / "README.md", card)
-
-
-def upload(folder: Path, repo: str, *, private: bool, revision: str | None) -> str:
-    """Push a folder to the hub in one commit, and return the address of the commit.
-
-    Raises:
-        InputError: no token is set, or its owner may not write there; the dataset is there and is public, and `private` is set,
-            or the other way round.
-        SeekerError: the hub cannot be reached, or does not take the files.
-    """
-    from huggingface_hub import HfApi
-
-    with _one_sentence(repo):
-        api = HfApi()
-        api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        is_private = bool(api.dataset_info(repo).private)
-    if is_private != private:
-        raise InputError(
-            f"{repo} is {'private' if is_private else 'public'} on the hub, and --private is {str(private).lower()}; give "
-            f"--private {str(is_private).lower()}, or change it in the settings of the dataset"
-        )
-    with _one_sentence(repo):
-        if revision is not None:
-            api.create_branch(repo, branch=revision, repo_type="dataset", exist_ok=True)
-        message = "Push with seeker data push"
-        commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, repo_type="dataset", revision=revision, commit_message=message
-        )
-    return str(commit.commit_url)
-
-
-@contextmanager
-def _one_sentence(repo: str) -> Iterator[None]:
-    """Tell what the hub, or the way to it, refuses."""
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        yield
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # RuntimeError: the uploader in Rust, ValueError: the card
-        raise _refusal(repo, error) from error
-
-
-def _refusal(repo: str, error: Exception) -> SeekerError:
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    said = error.server_message if isinstance(error, HfHubHTTPError) else None
-    what = f"{repo} cannot be pushed ({' '.join((said or str(error)).split()).rstrip('.')})"
-    if isinstance(error, OfflineModeIsEnabled):
-        return InputError(f"{what}; unset HF_HUB_OFFLINE, or take --dry_run true")
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
-        return InputError(f"{what}; log in with `hf auth login`, or set HF_TOKEN to a token that may write")
-    if status in (403, 404):
-        owner = repo.partition("/")[0]
-        return InputError(
-            f"{what}; take a token that may write to {owner}, with `hf auth login` or HF_TOKEN, or another --repo"
-        )
-    if status:
-        return SeekerError(f"{what}; the hub answered {status}: mend what it names, or run this again later")
-    return SeekerError(
-        f"{what}; check the network, HF_ENDPOINT and the token (`hf auth login` or HF_TOKEN), and run this again"
-    )

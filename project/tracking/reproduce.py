@@ -130,7 +130,7 @@ class Plan:
             home = _home(run)
             if child not in needed or home is None:
                 break
-            loaded = [path for path in _paths(_config(child)) if path.is_relative_to(home)]
+            loaded = [path for path in _paths(run_config(child)) if path.is_relative_to(home)]
             if loaded and all(path.exists() for path in loaded):
                 break
             needed.append(run)
@@ -190,7 +190,7 @@ class Plan:
         folder = self.folder / _folder_name(run)
         if home is not None:
             self.moved[home] = folder
-        config = _config(run)
+        config = run_config(run)
         changed = self._again(config, folder, run)
         words = [f"--{name}={text}" for name, text in _differences(config, changed)]
         file = self._config_file(run)
@@ -287,7 +287,7 @@ def _call(step: Step) -> None:
 # --- what a run kept ----------------------------------------------------------------------------------------------------------
 
 
-def _config(run: Run) -> Row:
+def run_config(run: Run) -> Row:
     """Return the resolved config of a run.
 
     Raises:

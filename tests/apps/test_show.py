@@ -354,7 +354,7 @@ def test_wrong_options(written, model, capsys):
     assert "seeker: --weights.think is -1" in refused(capsys, path, "--weights.think=-1", "--model_path", model)
     assert "weights name the span kinds ['thought']" in refused(capsys, path, "--weights.thought=1", "--model_path", model)
     assert "does not exist" in refused(capsys, path, "--model_path", "./nowhere")
-    assert "'chant' is not accepted" in refused(capsys, path, "--dialect", "chant")
+    assert "dialect 'chant' is none of tags, tools" in refused(capsys, path, "--dialect", "chant")
     assert "--input_file must be given" in refused(capsys)
 
 

@@ -24,7 +24,7 @@ from project.cli import main
 from project.corpus.build import write_index
 from project.corpus.engines.choose import Remote, open_engine
 from project.corpus.engines.http import HttpRetriever
-from project.corpus.engines.mcp import McpRetriever, _hits
+from project.corpus.engines.mcp import McpRetriever, hits_of
 from project.corpus.engines.noisy import Noise, Noisy
 from project.corpus.engines.web import WebRetriever
 from project.corpus.index import Index, RankingSettings
@@ -298,7 +298,7 @@ def test_what_is_no_mcp_server(tmp_path):
     ],
 )
 def test_answers_of_many_shapes_are_read(structured, text, expected):
-    found = [(h.passage.id, h.passage.title, h.passage.text, h.score) for h in _hits(structured, text)]
+    found = [(h.passage.id, h.passage.title, h.passage.text, h.score) for h in hits_of(structured, text)]
     assert found == expected
 
 
@@ -356,7 +356,7 @@ def test_engines_elsewhere_need_an_address(capsys):
     for options, said in [
         (["--engine", "http"], "the engine http needs --remote.address"),
         ([], "--index is missing"),
-        (["--engine", "nosuch"], "'nosuch' is not accepted, expected one of"),
+        (["--engine", "nosuch"], "--engine is nosuch, which is none of bm25"),
         (["--engine", "tavily"], "TAVILY_API_KEY"),
         (["--engine", "http", "--ranking.expand", "true"], "--ranking.* is for an index"),
         (["--engine", "http", "--host", "a..b"], "cannot listen on a..b"),

@@ -260,7 +260,8 @@ class LiveModel:
         return self._renderer.decode(ids).removesuffix("\ufffd")
 
     def close(self) -> None:
-        """Give up the thread and the model."""
+        """End the episodes that run, and give up the thread and the model."""
+        self._on_thread(_end_others()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._scratch.cleanup()
 
@@ -281,6 +282,13 @@ class LiveModel:
         if engine == "vllm":
             return make_engine("vllm", folder, self._context_tokens, requests=AT_ONCE)
         return make_engine("transformers", _on_device(folder), self._context_tokens)
+
+
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _on_device(folder: str) -> Any:  # noqa: ANN401 - a causal LM of transformers

@@ -82,7 +82,7 @@ class McpRetriever:
         text = "\n".join(block.text for block in answer.content if block.type == "text")
         if answer.is_error:
             raise RetrievalError(f"the tool {tool} of {self.address} failed: {text[:300]}")
-        return list(_hits(answer.structured_content, text))[:k]
+        return list(hits_of(answer.structured_content, text))[:k]
 
     def _connected(self) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -105,7 +105,7 @@ class McpRetriever:
 
     async def _own(self, connection: _Connection) -> None:
         try:
-            async with _opened(self.address) as client:
+            async with opened(self.address) as client:
                 connection.ready.set_result((client, *_chosen((await client.list_tools()).tools, self.tool)))
                 await connection.closing.wait()
         except Exception as error:  # noqa: BLE001 - whatever a transport raises, several at once among it
@@ -114,7 +114,7 @@ class McpRetriever:
 
 
 @asynccontextmanager
-async def _opened(address: str) -> AsyncIterator[Client]:
+async def opened(address: str) -> AsyncIterator[Client]:
     """Give a client; over HTTP it sends the bearer token that SEEKER_RETRIEVAL_TOKEN holds, if anything."""
     from mcp import Client, StdioServerParameters
     from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
@@ -153,7 +153,7 @@ def _arguments(tool: Any) -> tuple[str, str | None] | None:  # noqa: ANN401 - an
     return None if query is None else (query, next((name for name in COUNTS if name in known), None))
 
 
-def _hits(structured: Any, text: str) -> Iterator[Hit]:  # noqa: ANN401 - whatever JSON held
+def hits_of(structured: Any, text: str) -> Iterator[Hit]:  # noqa: ANN401 - whatever JSON held
     """Yield what an answer holds."""
     rows = _rows(structured)
     if rows is None:

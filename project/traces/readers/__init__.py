@@ -14,12 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
+from project.errors import InputError
+from project.named import class_named, is_path
 from project.records import Row, Step, Trace
 from project.traces.readers import normalised, react, rows, tagged, tool_calls
 
-ReaderName = Literal["auto", "trace", "normalised", "predecessor", "react", "tags", "tool_calls"]
+ReaderName = Literal["auto", "trace", "normalised", "predecessor", "react", "tags", "tool_calls"] | str
+"""A name of `READERS`, auto, or the path of a `TraceReader` of your own: `module.Class`."""
+
+
+@runtime_checkable
+class TraceReader(Protocol):
+    """A format of your own: a class without arguments, named by its path."""
+
+    def matches(self, row: Row) -> bool:
+        """Return whether a row is of this format."""
+
+    def steps(self, row: Row) -> list[Step]:
+        """Return a row's steps; `ValueError` names the field that is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +61,25 @@ VERDICTS: dict[str, dict[str, bool]] = {
 """Where other systems say whether the answer was right: FireAct, Reflexion, R1-Searcher's judge."""
 
 
+def reader_named(name: str) -> Reader | TraceReader:
+    """Return a reader by its name, or of a class by its path.
+
+    Raises:
+        InputError: there is none.
+    """
+    if is_path(name):
+        return class_named(name, TraceReader, "--reader")()  # type: ignore[type-abstract]
+    if name not in READERS:
+        known = ", ".join(("auto", *READERS))
+        raise InputError(f"--reader is {name}, which is none of {known}; give one, or a class of your own as module.Class")
+    return READERS[name]
+
+
 def read_trace(row: Row, reader: ReaderName = "auto") -> tuple[str, Trace]:
     """Return the name of the reader that fits and the trace it read; `ValueError` says what is wrong with the row."""
-    name = next((n for n, r in READERS.items() if r.matches(row)), None) if reader == "auto" else reader
-    if name is None or not READERS[name].matches(row):
+    own = {reader: reader_named(reader)} if reader != "auto" else READERS
+    name = next((n for n, r in own.items() if r.matches(row)), None)
+    if name is None:
         fields = ", ".join(sorted(set(row) - {"id", "source"})) or "none"
         msg = f"format not known to reader '{reader}' (fields: {fields}); give one of {', '.join(READERS)}"
         raise ValueError(msg)
@@ -59,7 +88,7 @@ def read_trace(row: Row, reader: ReaderName = "auto") -> tuple[str, Trace]:
         answers, correct = answers or (right,), True if correct is None else correct
     if name == "react" and (right := react.right_answer(row)):
         answers = answers or (right,)
-    steps = tuple(READERS[name].steps(row))
+    steps = tuple(own[name].steps(row))
     return name, Trace(str(row["id"]), _question(row), answers, steps, correct, str(row.get("source") or ""))
 
 
