@@ -7,7 +7,7 @@ import pytest
 from demo_parts import ANSWER, SEARCH, SUMMARY, scripted, small_index, tags_folder
 
 from project.apps.demo.drawing import draw_story, matched
-from project.apps.demo.live import Asked, Controls, Ended, Failed, LiveModel, Searched, Stopped, Turned, Wrote
+from project.apps.demo.live import Asked, Controls, Ended, Failed, LiveModel, Searched, Stopped, Turned, Wrote, model_of
 from project.apps.demo.story import Story, with_support
 from project.errors import InputError, RetrievalError
 from project.records import FinishReason, Question
@@ -192,8 +192,32 @@ def test_what_the_model_writes_is_streamed_token_by_token(folder, index):
 
 
 def test_a_model_that_is_none(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is no model folder, no training, and no run"):
         LiveModel(str(tmp_path / "none"))
+    assert model_of("Qwen/Qwen3-0.6B", tmp_path / "x") == "Qwen/Qwen3-0.6B"
+    assert model_of(None, tmp_path / "x") is None
+
+
+def test_an_adapter_is_its_merged_model(folder, tmp_path):
+    """A random LoRA adapter, as PEFT saves it, answers as what PEFT itself computes with it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=2, target_modules="all-linear"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "seeker.json").write_text((folder / "seeker.json").read_text())
+    live = LiveModel(str(tmp_path / "adapter"), context_tokens=2048)
+    prompt, ids = [5, 6, 7, 8], [9, 10, 11]
+    with torch.no_grad():
+        logits = adapted(torch.tensor([prompt + ids])).logits[0, 3:-1].log_softmax(-1)
+    wanted = logits.gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+    assert live._engine.score(prompt, ids) == pytest.approx(wanted, abs=1e-4)
+    live.close()
 
 
 def test_matched_words_share_a_stem():

@@ -34,8 +34,8 @@ def demo(
     """Open a page on which people ask an agent and watch it search, until interrupted.
 
     Args:
-        model_path: model folders or hub ids, also several; by default the quickstart's PPO model, or its SFT model. What other
-            runs have left can be chosen on the page.
+        model_path: what to ask, also several: model folders, adapters, runs, trainings' folders, .ckpt files, hub ids; by
+            default the quickstart's PPO model, or its SFT model. What other runs have left can be chosen on the page.
         index: the folder that `seeker index build` wrote; by default the quickstart's, and others below data/ can be chosen.
         retrieval_url: address of a running `seeker serve retrieval`, instead of an index.
         questions: a file of questions (.jsonl, .parquet), of which one of each kind and a few more are examples.

@@ -20,13 +20,15 @@ from typing import Any, Literal
 from project.corpus.engines.noisy import Noise, Noisy
 from project.corpus.retrievers import Retriever
 from project.environment.search import EpisodeLimits, SearchEnvironment
-from project.errors import SeekerError
+from project.errors import InputError, SeekerError, TrackingError
+from project.modules.model_folder import engine_folder, is_adapter, merge_adapter
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
 from project.records import Document, Episode, Hit, Message, Question, Turn
 from project.rendering import Renderer
 from project.rollouts.engines import Engine, make_engine
 from project.rollouts.runner import EpisodeRunner
 from project.rollouts.search_thread import search_thread
+from project.tiny_model import TINY_NAME
 
 EngineName = Literal["transformers", "vllm"]
 AT_ONCE = 4
@@ -222,11 +224,11 @@ class WatchedTool:
 class LiveModel:
     """A model that is loaded, and answers until it is closed."""
 
-    def __init__(self, model_path: str | None, engine: EngineName = "transformers", context_tokens: int = 2048) -> None:
-        """Load a model folder or hub id, the embedded default for None.
+    def __init__(self, model: str | None, engine: EngineName = "transformers", context_tokens: int = 2048) -> None:
+        """Load a model, the embedded default for None.
 
         Args:
-            model_path: as `seeker test` takes it.
+            model: a model folder, an adapter's, a training's, a checkpoint, a run, or a hub id; see `model_of`.
             engine: vLLM in process, or transformers, on a GPU where there is one.
             context_tokens: of an episode, at most.
 
@@ -234,11 +236,11 @@ class LiveModel:
             InputError: there is no such model.
             EngineError: the engine does not start.
         """
-        self._path = resolve_model_path(model_path)
+        self._scratch = tempfile.TemporaryDirectory(prefix="seeker-demo-")
+        self._path = resolve_model_path(model_of(model, Path(self._scratch.name) / "given"))
         self.settings = AgentSettings.load(Path(self._path)) or AgentSettings()
         self._tokenizer, self._new_ids = load_tokenizer(self._path, self.settings.make_dialect())
         self._renderer = Renderer(self._tokenizer, self.settings.make_dialect(), self.settings.history)
-        self._scratch = tempfile.TemporaryDirectory(prefix="seeker-demo-")
         self._context_tokens = context_tokens
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="seeker-demo", daemon=True).start()
@@ -275,8 +277,6 @@ class LiveModel:
             return await runner.episode(question, controls.seed, tool.asking)
 
     async def _load(self, engine: EngineName) -> Engine:
-        from project.modules.model_folder import engine_folder
-
         into = Path(self._scratch.name) / "model"
         folder = engine_folder(self._path, self._tokenizer, self._new_ids, self.settings, into)
         if engine == "vllm":
@@ -289,6 +289,36 @@ async def _end_others() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+def model_of(word: str | None, into: Path) -> str | None:
+    """Return the model folder or hub id that a word means; adapters and checkpoints are merged into a new folder.
+
+    Args:
+        word: a model folder, an adapter's, a training's, a `.ckpt`, a tracked run's name or id, a hub id; None stays None.
+        into: the folder to write, if one is needed.
+
+    Raises:
+        InputError: it is none of these, or an adapter's base is gone.
+    """
+    if word is None or word == TINY_NAME or (Path(word) / "config.json").is_file():
+        return word
+    if is_adapter(Path(word)):
+        return str(merge_adapter(Path(word), into))
+    from project.apps.export import write_model
+    from project.apps.export_source import find_source
+
+    try:
+        source = find_source(word, None)
+    except TrackingError as error:
+        if word.count("/") == 1 and not Path(word).exists():  # a hub id
+            return word
+        raise InputError(f"{word} is no model folder, no training, and no run ({error}); give one of these") from error
+    if source.model is not None:
+        return str(source.model)
+    into.mkdir()
+    write_model(source, into, merge=True)
+    return str(into)
 
 
 def _on_device(folder: str) -> Any:  # noqa: ANN401 - a causal LM of transformers

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from project.apps.demo.live import EngineName, LiveModel
 from project.errors import InputError
-from project.modules.policy import resolve_model_path
 from project.tracking.store import runs_folder
 
 BASE = "SmolLM2-135M-Instruct, untrained"
@@ -36,10 +35,8 @@ class Models:
         """Take what was given and what runs have left; the first is that which the page opens with.
 
         Raises:
-            InputError: something that was given is no model, or nothing was given and no quickstart was run.
+            InputError: nothing was given, and no quickstart was run.
         """
-        for path in given:
-            resolve_model_path(path)
         folders = sorted(path.parent for path in runs_folder().glob("**/merged/config.json"))
         left = {str(folder.parent.relative_to(runs_folder())): str(folder) for folder in folders}
         paths: dict[str, str | None] = {_given_name(path): path for path in given}
