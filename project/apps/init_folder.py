@@ -13,15 +13,10 @@ import tempfile
 from pathlib import Path
 from string import Template
 
-from project.dialects import get_dialect
 from project.errors import InputError
-from project.records import DialectName
 
 TEMPLATES = Path(__file__).with_name("init")
-PROMPT = "configs/prompt.txt"
 FIRST = "seeker data corpus --input_file documents --output_file data/passages.jsonl"
-DIALECT: DialectName = "tools"
-"""Which a teacher of `seeker data distill` writes."""
 NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -51,9 +46,7 @@ def files(name: str) -> dict[str, str]:
         path.relative_to(TEMPLATES).as_posix(): Template(path.read_text(encoding="utf-8")).substitute(name=name, activate=says)
         for path in sorted(TEMPLATES.rglob("*.*"))
     }
-    # Whom the teacher teaches is later asked with these words: it is to learn under the same.
-    asked = get_dialect(DIALECT).opening("")[0].content
-    return texts | {".gitignore": texts.pop("gitignore.txt"), PROMPT: f"version: 1\n{asked}\n"}
+    return texts | {".gitignore": texts.pop("gitignore.txt")}
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:

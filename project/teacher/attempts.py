@@ -169,7 +169,7 @@ class Attempt:
         messages = [*self.messages[:2], *_renamed(_first_search(poor.messages), "poor"), again, *rest]
         whole = self.conversation("")
         kept = messages if self.how.parallel else split_calls(messages)
-        return replace(whole, messages=tuple(kept), extra_info=whole.extra_info | {"retry": True})
+        return replace(whole, messages=self._as_the_agents(kept), extra_info=whole.extra_info | {"retry": True})
 
     def conversation(self, reason: str) -> Conversation:
         """Return the attempt as a conversation, with what became of it."""
@@ -179,7 +179,12 @@ class Attempt:
         info |= {"em": exact_match(state.answer, question.answers), "f1": token_f1(state.answer, question.answers)}
         info |= {"reason": f"{reason}: {self.refused}" if self.refused else reason} if reason else {}
         messages = self.messages if self.how.parallel else split_calls(self.messages)
-        return Conversation(question.id, tuple(messages), self.tools, question.question, question.answers, question.group, info)
+        said = self._as_the_agents(messages)
+        return Conversation(question.id, said, self.tools, question.question, question.answers, question.group, info)
+
+    def _as_the_agents(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """Return messages under the prompt that the agent will be asked with (trap 6), in place of the teacher's."""
+        return (Message("system", self.environment.dialect.system_prompt()), *messages[1:])
 
     def episode(self) -> Episode:
         """Return the attempt as a judge takes it."""

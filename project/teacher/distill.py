@@ -121,7 +121,7 @@ def distill(
         judge: a model that says which answers are right, for --keep judge.
         retry_share: share of the kept conversations that are to begin with a failed attempt's search, where there are so many;
             it wants several attempts.
-        prompt_file: the system prompt.
+        prompt_file: the teacher's system prompt; conversations are kept under the one that agents are asked with.
         seed: of the teacher's sampling.
         strict: stop at the first row that is no question, instead of listing it in OUTPUT.rejected.jsonl.
         force: replace outputs that were made otherwise.

@@ -122,7 +122,6 @@ def test_what_is_laid_out(laid_out):
         "README.md",
         "configs",
         *configs,
-        "configs/prompt.txt",
         "data",
         "documents",
         "documents/lamp.md",

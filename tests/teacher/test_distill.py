@@ -78,6 +78,8 @@ def test_trap_09_right_ones_are_kept_and_the_others_lie_apart_with_the_reason(fi
     assert {c.id: c.extra_info["reason"] for c in failed} == {"q2": "wrong answer", "q3": "max_turns"}
     first = kept[0]
     assert [m.role for m in first.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert first.messages[:2] == tuple(get_dialect("tools").opening(first.question))  # trap 6: as the agent will be asked
+    assert {asked["messages"][0]["content"] for asked in stub.asked} != {first.messages[0].content}  # not as the teacher was
     assert first.messages[2].tool_calls == (ToolCall("search", {"query": "mayor of Dor"}, "call_0_0"),)
     assert first.messages[3].tool_call_id == "call_0_0"
     assert "The mayor of Dor is Ana Roux." in first.messages[3].content
@@ -239,6 +241,7 @@ def test_retries_begin_with_the_search_of_a_failed_attempt(files):
     [retry] = [c for c in kept if c.extra_info.get("retry")]
     place = retry.question.removesuffix("?").rsplit(" ", 1)[1]
     assert [m.role for m in retry.messages] == ["system", "user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert retry.messages[:2] == tuple(get_dialect("tools").opening(retry.question))
     poor, again = retry.messages[2], retry.messages[4]
     assert poor.tool_calls == (ToolCall("search", {"query": "mayor of Zed"}, "poor_call_0_0"),)
     assert (retry.messages[3].content, retry.messages[3].tool_call_id) == ("No results.", "poor_call_0_0")
