@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from project.errors import InputError
-from project.named import class_named, is_path
+from project.named import class_named, identity, is_path
 from project.records import DialectName, Document, Message, Row, SpanKind, ToolCall
 
 SEARCH_TOKEN = "<|SEARCH|>"
@@ -143,10 +143,22 @@ class Dialect(ABC):
     """
 
     name: ClassVar[DialectName]
+    """By which it is known; a class's path unless the class says otherwise."""
     tools: ClassVar[tuple[Row, ...]] = ()
     """Schemas that the chat template shows the model."""
-    decision_tokens: bool
+    decision_tokens: bool = False
     """Whether each turn states its decision by a token right after the thought."""
+
+    def __init_subclass__(cls) -> None:
+        """Name a class that has no name of its own; one that it inherits is another dialect's."""
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = f"{cls.__module__}.{cls.__qualname__}"
+
+    @property
+    def identity(self) -> str:
+        """What data and caches made with it are known by: its name, and of a class of your own the digest of its file."""
+        return self.name if self.name in DIALECTS else identity(type(self))
 
     @abstractmethod
     def system_prompt(self) -> str:
@@ -317,8 +329,12 @@ def get_dialect(name: DialectName, *, decision_tokens: bool | None = None) -> Di
         raise InputError(f"dialect '{name}' is none of {', '.join(DIALECTS)}; give one, or a class of your own as module.Class")
     else:
         chosen = DIALECTS[name]
-    made: Dialect = chosen() if decision_tokens is None else chosen(decision_tokens)
-    return made
+    if decision_tokens is None:
+        return chosen()  # type: ignore[no-any-return]
+    try:
+        return chosen(decision_tokens)  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise InputError(f"the dialect {name} takes no decision_tokens ({error}); leave them out") from error
 
 
 def dialect_of(message: Message) -> DialectName | None:

@@ -18,7 +18,7 @@ from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Union, cast, get_args
 
 import torch
 from jsonargparse import Namespace
@@ -107,6 +107,18 @@ def run_with(cli: type[SeekerCLI], args: list[str]) -> SeekerCLI:
         raise cause or InputError(one_sentence(str(error))) from error
 
 
+def _count_before_share(parser: LightningArgumentParser) -> None:
+    """Have the trainer's options that take a count or a share read 1 as one batch, not as 1.0, which is all of them.
+
+    `typing` keeps one `Optional[Union[int, float]]` a process, in the order in which it was first written by any package, and
+    jsonargparse takes the first type that fits.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if action.dest.startswith("trainer.") and {int, float} <= {*kinds} and kinds.index(float) < kinds.index(int):
+            action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
+
+
 class SeekerCLI(LightningCLI):
     """LightningCLI whose checkpoints never change the config, whose runs have a folder, and which tracks each run."""
 
@@ -116,6 +128,7 @@ class SeekerCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         """Add to `fit` what only its command line has."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        _count_before_share(parser)
         if subcommand == "fit":
             parser.add_argument("--show_batch", type=bool, default=False, help="print the first micro-batch with its weights")
             help_fresh = "with --ckpt_path last: start afresh where there is no checkpoint yet"

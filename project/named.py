@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TypeVar
 
 from project.errors import InputError
+from project.files import file_digest
 
 Kind = TypeVar("Kind")
 
@@ -35,3 +39,22 @@ def class_named(path: str, kind: type[Kind], option: str) -> type[Kind]:
         wanted = f"{kind.__module__}.{kind.__name__}"
         raise InputError(f"{option} names {path}, which is no {wanted}; derive it from that, or give it the same methods")
     return found
+
+
+def identity(kind: type) -> str:
+    """Return what tells a class from another, and a class of the user's own from itself before its file was changed.
+
+    >>> identity(InputError)
+    'project.errors.InputError'
+    """
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    source = None
+    if not path.startswith("project."):
+        with suppress(TypeError, OSError):  # one that was typed into a Python prompt has no file
+            source = inspect.getsourcefile(kind)
+    return f"{path}@{file_digest(Path(source))}" if source else path
+
+
+def named_identity(name: str, kind: type) -> str:
+    """Return a name as it stands, or the `identity` of the class whose path it is."""
+    return identity(class_named(name, kind, "the config")) if is_path(name) else name

@@ -163,3 +163,12 @@ def test_ranks_from_outside_must_be_told_their_folder(variable: str, monkeypatch
     with pytest.raises(InputError, match=r"^2 ranks that were started from outside .*; give trainer.default_root_dir or"):
         lightning_cli._run_folder("fit", None, None)
     assert lightning_cli._run_folder("fit", "named", None).name == "named"
+
+
+@pytest.mark.parametrize(("given", "read"), [("1", "1"), ("1.0", "1.0"), ("0.5", "0.5"), ("20", "20")])
+def test_one_batch_is_no_share_of_all(given, read, capsys):
+    """`typing` may hand out Lightning's Optional[Union[int, float]] in the other order, and then 1 was read as 1.0: all."""
+    config = str(Path(__file__).parents[1] / "experiments" / "debug" / "sft.yaml")
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", config, "--trainer.limit_train_batches", given, "--print_config"])
+    assert f"limit_train_batches: {read}\n" in capsys.readouterr().out

@@ -140,7 +140,7 @@ def renderer_key(renderer: Renderer) -> str:
     tokenizer = renderer.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    dialect = [renderer.dialect.name, renderer.dialect.decision_tokens]
+    dialect = [renderer.dialect.identity, renderer.dialect.decision_tokens]
     said = [vocabulary, tokenizer.chat_template, sorted(tokenizer.all_special_tokens), dialect, renderer.history]
     return _digest([*said, sorted(renderer.weights.items())])
 

@@ -44,7 +44,11 @@ class SearchTool(Protocol):
 
 
 class Tool(ABC):
-    """A search tool of your own: derive from it, and name that in a config by its `class_path` as `model.tool`."""
+    """A search tool of your own: derive from it, and name that in a config by its `class_path` as `model.tool`.
+
+    Each batch of episodes searches on an event loop of its own, and calls `aclose`, where there is one, as it ends: a client
+    that is bound to a loop is opened when it is first used, and again after that.
+    """
 
     @abstractmethod
     async def search(self, queries: Sequence[str], seed: str) -> list[list[Document]]:

@@ -139,10 +139,10 @@ def search_probability(turns: Sequence[Turn], renderer: Renderer) -> float:
 def _of_turn(turn: Turn, renderer: Renderer) -> float:
     text = renderer.decode(turn.ids)
     marks = (SpanKind.DECISION, SpanKind.SEARCH, SpanKind.ANSWER)
-    start = next((start for start, _, kind in renderer.dialect.spans(text) if kind in marks), None)
-    if start is None:
+    start, close = next(((start, end) for start, end, kind in renderer.dialect.spans(text) if kind in marks), (0, 0))
+    end = text.find(">", start, close) + 1
+    if not end:  # nothing was decided, or in a dialect whose blocks open otherwise
         return math.nan
-    end = text.index(">", start) + 1
     first, last = (_token_at(turn.ids, place, renderer) for place in (start, end - 1))
     written = math.exp(sum(turn.logprobs[first : last + 1]))
     return written if "search" in text[start:end].lower() or "tool_call" in text[start:end] else 1 - written

@@ -25,9 +25,11 @@ from project.errors import InputError, RetrievalError
 from project.evaluation.decisions import search_probability
 from project.evaluation.metrics import SCORES, score_episode
 from project.evaluation.results import episode_row
+from project.modules.adapter_checkpoint import base_digest
 from project.modules.measuring import MeasuringModule, over_samples, sample_metrics
 from project.modules.model_folder import engine_folder
 from project.modules.policy import AgentSettings, load_tokenizer, resolve_model_path
+from project.named import identity
 from project.ranks import first_here, gathered, gathered_or_raised, part_of, world
 from project.records import Episode, FinishReason, Question, Row
 from project.rendering import Renderer
@@ -342,9 +344,11 @@ class SearchAgent(MeasuringModule):
             "samples": self.eval_samples,
             "topk": self.topk,
             "index": str(self.index or self.retrieval_url or ""),
+            "tool": identity(type(self.tool)) if self.tool is not None else None,
+            "reward": identity(type(self.reward)),
             "limits": asdict(self.limits),
         }
-        return {"model_path": self.model_path, "settings": settings}
+        return {"model_path": self.model_path, "model_digest": base_digest(self.model_path), "settings": settings}
 
     def configure_optimizers(self) -> None:
         """Nothing is trained here."""

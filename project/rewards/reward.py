@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from project.errors import InputError
 from project.records import Episode
@@ -29,8 +30,9 @@ def breakdown(reward: Callable[[Episode], dict[str, float]], episode: Episode) -
     Raises:
         InputError: it gives no finite `total`.
     """
-    given = reward(episode)
-    if not math.isfinite(given.get("total", math.nan)):
+    given: Any = reward(episode)
+    total = given.get("total") if isinstance(given, dict) else None
+    if not isinstance(total, (int, float)) or not math.isfinite(total):
         name, asked = type(reward).__name__, episode.question.id
         raise InputError(f"the reward {name} gives {given} for question '{asked}'; it must hold a finite 'total'")
-    return given
+    return dict(given)

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from project.named import named_identity
 from project.records import Row, Trace
 from project.streams import ROW_ERRORS, Made, Placed, as_paths, print_counts, run
 from project.traces.filters import Filters
-from project.traces.readers import ReaderName, read_trace, reader_named
+from project.traces.readers import ReaderName, TraceReader, read_trace, reader_named
 from project.traces.table import uniform
 
 
@@ -44,7 +45,7 @@ def traces(
     wanted.check()
     if reader != "auto":
         reader_named(reader)  # refused before a row is read
-    parameters: Row = {"reader": reader, "filters": filters or []}
+    parameters: Row = {"reader": named_identity(reader, TraceReader), "filters": filters or []}
     if digest := wanted.tokenizer_digest:
         parameters["tokenizer"] = digest
     program = partial(ingest, reader, wanted)

@@ -73,13 +73,13 @@ def multiturn(
     Args:
         input_file: one or several trace files, as seeker data traces writes them.
         output_file: the conversations to write (.jsonl, .jsonl.gz or .parquet).
-        dialect: how the agent's turns are written; tags or tools.
+        dialect: how the agent's turns are written; tags, tools, or a class of your own, as module.Class.
         keep_malformed: keep traces with malformed turns; those turns are written with weight 0, a correction after them.
         other_tools: write lookups and page visits as searches; otherwise traces with them are dropped.
         strict: stop at the first row that is no trace, instead of listing it in OUTPUT.rejected.jsonl.
         force: replace an output that was made otherwise.
     """
-    parameters = {"dialect": dialect, "keep_malformed": keep_malformed, "other_tools": other_tools}
+    parameters = {"dialect": get_dialect(dialect).identity, "keep_malformed": keep_malformed, "other_tools": other_tools}
     program = partial(each, partial(_written, get_dialect(dialect), keep_malformed, other_tools))
     outputs = {"conversations": output_file}
     counts = run("seeker data multiturn", program, as_paths(input_file), outputs, parameters, strict=strict, force=force)

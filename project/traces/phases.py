@@ -58,7 +58,7 @@ def phases(
     Args:
         input_file: one or several files of traces, as seeker data traces writes them, or of step samples with summaries.
         output_dir: the folder for PHASE.jsonl.
-        dialect: how the agent's turns are written; tags or tools.
+        dialect: how the agent's turns are written; tags, tools, or a class of your own, as module.Class.
         max_words: at most so many words of thoughts and results in a summary of a trace; samples bring their summaries.
         include_first: also train the first decision (question -> first search) in summary_only.
         keep_wrong: also train traces whose answer is known to be wrong.
@@ -68,7 +68,8 @@ def phases(
     """
     check_max_words(max_words)
     settings = Settings(dialect, max_words, include_first, keep_wrong)
-    parameters = {"dialect": dialect, "max_words": max_words, "include_first": include_first, "keep_wrong": keep_wrong}
+    parameters: Row = {"dialect": get_dialect(dialect).identity, "max_words": max_words}
+    parameters |= {"include_first": include_first, "keep_wrong": keep_wrong}
     outputs = {phase: output_dir / f"{phase}.{file_format}" for phase in PHASES}
     program = partial(each, partial(of_row, settings))
     counts = run("seeker data phases", program, as_paths(input_file), outputs, parameters, strict=strict, force=force)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from doc_blocks import sections, write_files
+from tiny import byte_tokenizer
 
 from project.cli import main
+from project.dialects import Action, Dialect, get_dialect
 from project.errors import InputError
 from project.files import read_rows
-from project.records import Episode, FinishReason, Question
+from project.records import Episode, FinishReason, Message, Question, SpanKind
 from project.rewards.reward import Reward, breakdown
 from project.tracking.store import all_runs, run_metrics, run_params
 
@@ -77,6 +79,59 @@ def test_a_dialect(run, with_facts):
     assert json.loads((folder / "merged" / "seeker.json").read_text())["dialect"] == "my_dialect.Brackets"
     test = ["test", "--config", "experiments/debug/test.yaml", "--model.model_path", str(folder / "merged")]
     assert main(test) == 0  # the folder remembers its dialect
+    assert get_dialect("my_dialect.Brackets").spans("So. [search: a]\n[answer: b]") == [
+        (0, 4, SpanKind.THINK), (4, 16, SpanKind.SEARCH), (16, 27, SpanKind.ANSWER),
+    ]  # fmt: skip
+
+
+def test_data_and_caches_are_made_anew_when_a_class_of_ones_own_changes(with_facts, monkeypatch):
+    from project.datamodules.samples import renderer_key
+    from project.rendering import Renderer, prepare_tokenizer
+
+    write_files(with_facts, PAGE["A dialect"])
+    monkeypatch.syspath_prepend(str(with_facts))
+    monkeypatch.delitem(sys.modules, "my_dialect", raising=False)
+    tokenizer = byte_tokenizer()
+
+    def key():
+        dialect = get_dialect("my_dialect.Brackets")
+        prepare_tokenizer(tokenizer, dialect)
+        return dialect.identity, renderer_key(Renderer(tokenizer, dialect))
+
+    before = key()
+    assert before[0].startswith("my_dialect.Brackets@")
+    (with_facts / "my_dialect.py").write_text((with_facts / "my_dialect.py").read_text() + "# other\n")
+    after = key()
+    assert before[0] != after[0] and before[1] != after[1]
+    plain = Renderer(tokenizer, get_dialect("tags", decision_tokens=False))
+    assert renderer_key(plain) not in (before[1], after[1])
+    assert get_dialect("tags").identity == "tags"
+
+
+class Bare(Dialect):
+    """Derived from the base alone."""
+
+    def system_prompt(self):
+        return "s"
+
+    def write(self, action):
+        return Message("assistant", action.answer or "")
+
+    def parse(self, text):
+        return Action(answer=text)
+
+    def results(self, documents, action):
+        return []
+
+    def correction(self, reason, text):
+        return []
+
+
+def test_a_dialect_from_the_base_alone():
+    found = get_dialect(f"{Bare.__module__}.Bare")
+    assert (found.name, found.decision_tokens) == (f"{Bare.__module__}.Bare", False)
+    with pytest.raises(InputError, match="takes no decision_tokens"):
+        get_dialect(f"{Bare.__module__}.Bare", decision_tokens=True)
 
 
 def test_a_trace_reader(run):
@@ -121,12 +176,16 @@ def test_what_is_no_part_is_one_sentence(words, sentence, with_facts, capsys):
     assert sentence in said and said.count("\n") == 1
 
 
-class NoTotal(Reward):
+class Odd(Reward):
+    def __init__(self, given):
+        self.given = given
+
     def __call__(self, episode):
-        return {"em": 1.0}
+        return self.given
 
 
-def test_a_reward_without_a_total_is_refused():
+@pytest.mark.parametrize("given", [{"em": 1.0}, {"total": None}, {"total": float("nan")}, 1.0, None])
+def test_a_reward_without_a_finite_total_is_refused(given):
     episode = Episode(Question("q7", "Why?", ()), (), (), FinishReason.ANSWER)
-    with pytest.raises(InputError, match=r"NoTotal gives .* for question 'q7'; it must hold a finite 'total'"):
-        breakdown(NoTotal(), episode)
+    with pytest.raises(InputError, match=r"Odd gives .* for question 'q7'; it must hold a finite 'total'"):
+        breakdown(Odd(given), episode)

@@ -116,8 +116,8 @@ class JsonApi:
 
         loop = asyncio.get_running_loop()
         if loop not in self._by_loop:
-            for closed in [other for other in self._by_loop if other.is_closed()]:
-                del self._by_loop[closed]
+            for closed in [other for other in [*self._by_loop] if other.is_closed()]:  # threads may all do so
+                self._by_loop.pop(closed, None)
             http = httpx.AsyncClient(timeout=None, trust_env=not self._local)  # the deadline is asyncio's
             self._by_loop[loop] = _Connections(http, asyncio.Semaphore(self.concurrency))
         return self._by_loop[loop]

@@ -95,7 +95,8 @@ def write(data: Dataset, settings: Settings, folder: Path, *, force: bool = Fals
         outputs[folder / f"questions_{split}.jsonl"] = [c.question.to_row() for c in candidates]
     for split, conversations in data.conversations.items():
         outputs[folder / f"conversations_{split}.jsonl"] = [conversation.to_row() for conversation in conversations]
-    parameters = asdict(settings) | {"dialect": settings.dialect.name, "packages": {name: version(name) for name in LICENCES}}
+    packages = {name: version(name) for name in LICENCES}
+    parameters = asdict(settings) | {"dialect": settings.dialect.identity, "packages": packages}
     counts = {"conversations left out, no query found their evidence": data.dropped}
     write_outputs(plan("seeker data facts", parameters, []), outputs, counts, force=force)
     files = {path: len(rows) for path, rows in outputs.items()}

@@ -166,7 +166,8 @@ class VLLMEngine:
             except Exception as error:  # noqa: BLE001 - the request's caller gets it
                 future = self._waiting[name]
                 self._forget(name)
-                future.set_exception(error)
+                if not future.done():  # its caller was cancelled
+                    future.set_exception(error)
 
     def _forget(self, name: str) -> None:
         """Take a request from vLLM that nobody waits for any longer."""
