@@ -74,7 +74,7 @@ def test_what_cannot_be_opened_is_one_sentence(results, tmp_path):
         find_episodes("nosuch")
     with pytest.raises(InputError, match="nothing was given"):
         find_episodes("  ")
-    with pytest.raises(InputError, match="opens runs only"):
+    with pytest.raises(TrackingError, match="there is no run"):  # a stranger does not learn which paths there are
         find_episodes(str(results), files=False)
     with pytest.raises(InputError, match=r"holds no results\.parquet"):
         find_episodes(str(tmp_path))

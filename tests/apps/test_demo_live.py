@@ -8,8 +8,9 @@ from demo_parts import ANSWER, SEARCH, SUMMARY, scripted, small_index, tags_fold
 
 from project.apps.demo.drawing import draw_story, matched
 from project.apps.demo.live import Asked, Controls, Ended, Failed, LiveModel, Searched, Stopped, Turned, Wrote, model_of
-from project.apps.demo.story import Story, with_support
+from project.apps.demo.story import Shown, Story, StoryCard, with_support
 from project.errors import InputError, RetrievalError
+from project.evaluation.report_cards import Part
 from project.records import FinishReason, Question
 
 QUESTION = Question("demo", "Which metal is liquid?", ())
@@ -230,8 +231,12 @@ def test_matched_words_share_a_stem():
 def test_a_refusal_stands_in_no_document(folder, index):
     live = scripted(folder, [SEARCH, ANSWER])
     story = story_of(told(live.ask(QUESTION, Controls(), index)), live)
-    assert not any(part.supports for card in with_support([], "unknown") for part in card.parts)
     cards = [card for card in story.cards if card.role == "results"]
+    said = Part("result", "Doc 1: Report", "The cause is unknown.")
+    assert not any(
+        part.supports for card in with_support([StoryCard("results", (Shown(said),))], "unknown") for part in card.parts
+    )
+    assert with_support([StoryCard("results", (Shown(said),))], "the cause")[0].parts[0].supports
     marked = with_support(cards, "gallium melts")
     assert [part.supports for part in marked[0].parts].count(True) == 1
     live.close()

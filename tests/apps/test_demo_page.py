@@ -181,6 +181,9 @@ def test_documents_are_brought_and_asked(page, tmp_path):
     page.click("#index")
     page.wait_for_selector("#indexed :text('indexed and chosen')")
     assert "house-home" in page.inner_text("#indexed")
+    page.reload()  # what was brought can be chosen on a page that opens later
+    page.wait_for_selector("#corpus input")
+    choose(page, "#corpus", "house-home")
     page.get_by_role("tab", name="Search").click()
     type_into(page, "#query", "Who services the boiler?")
     page.click("#search")
@@ -222,3 +225,33 @@ def test_the_keyboard_alone_asks(page):
     page.keyboard.press("Space")
     wait_for_end(page)
     assert "Mercury" in page.inner_text("#left .final")
+
+
+def test_a_second_question_ends_the_first(page, demo):
+    for model in demo.models._loaded.values():
+        model._engine.pause_s = 0.05
+    type_into(page, "#question", "Slow one?")
+    page.click("#ask")
+    page.wait_for_selector("#left .card.assistant")
+    demo.models._loaded["wordy"]._engine.pause_s = 0.005
+    type_into(page, "#question", QUESTION)
+    page.locator("#question textarea, #question input").first.press("Enter")
+    page.wait_for_selector("#left .final", timeout=60_000)
+    page.wait_for_timeout(1000)
+    assert "Mercury" in page.inner_text("#left .final")  # the end of the first has not stopped the second
+    assert demo._running == {} and not +demo.models._users
+
+
+def test_an_error_of_any_kind_leaves_a_page_that_works(page, demo, monkeypatch):
+    borrow = demo.models.borrow
+
+    def broken(name):
+        raise MemoryError("not enough memory for\n<b>this</b>")
+
+    monkeypatch.setattr(demo.models, "borrow", broken)
+    type_into(page, "#question", QUESTION)
+    page.click("#ask")
+    page.wait_for_selector("#left .end:has-text('MemoryError: not enough memory for <b>this</b>')")
+    monkeypatch.setattr(demo.models, "borrow", borrow)
+    page.locator("#ask:not([disabled])").click()
+    page.wait_for_selector("#left .final")

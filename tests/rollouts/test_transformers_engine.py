@@ -182,3 +182,22 @@ def test_preserved_rng():
     with preserved_rng():
         seed(1)
     assert draw() == expected
+
+
+def test_a_watcher_that_raises_ends_its_own_request_alone(engine):
+    alone = generate(engine, PROMPTS[:1], [sampling(seed=1)])[0]
+    seen, refused = [], []
+
+    def refuse(token):
+        refused.append(token)
+        if len(refused) == 3:
+            raise ValueError("enough")
+
+    async def run():
+        one = engine.generate(PROMPTS[0], sampling(seed=1), seen.append)
+        other = engine.generate(PROMPTS[1], sampling(seed=2), refuse)
+        return await asyncio.gather(one, other, return_exceptions=True)
+
+    watched, ended = asyncio.run(run())
+    assert tuple(seen) == watched.ids == alone.ids
+    assert (len(refused), str(ended)) == (3, "enough")

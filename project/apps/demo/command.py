@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 QUESTIONS = Path("data/quickstart/facts/questions_test.jsonl")
 """Examples where none are given."""
 EXAMPLES = 8
+LARGEST = "100mb"
+"""A document that is brought, at most."""
 
 
 def demo(
@@ -39,7 +41,7 @@ def demo(
         index: the folder that `seeker index build` wrote; by default the quickstart's, and others below data/ can be chosen.
         retrieval_url: address of a running `seeker serve retrieval`, instead of an index.
         questions: a file of questions (.jsonl, .parquet), of which one of each kind and a few more are examples.
-        engine: what generates: transformers (on a GPU where there is one), or vllm in process.
+        engine: what generates: transformers (on a GPU where there is one), or vllm in process, which holds one model.
         context_tokens: tokens that an episode's context may have.
         host: address to listen on; the default is this machine only.
         port: TCP port.
@@ -56,13 +58,14 @@ def demo(
     quiet_transformers()
     is_local = host in ("127.0.0.1", "localhost", "::1")
     models = Models.find(model_path or (), engine, context_tokens)
-    corpora = Corpora.find(index, retrieval_url)
+    corpora = Corpora.find(index, retrieval_url, shared=is_local)
     default = project_root() / QUESTIONS
     examples = read_examples(questions or default) if questions or default.is_file() else []
     if not is_local and not people:
         print(f"anybody who reaches {host}:{port} may ask and bring documents; --auth_file asks for a password", flush=True)
     print(f"loading {models.names[0]} …", flush=True)
-    models.get(models.names[0])
+    models.borrow(models.names[0])
+    models.give_back(models.names[0])
     _serve(Demo(models, corpora, examples, files=is_local), host, port, people)
 
 
@@ -118,6 +121,7 @@ def _serve(page: object, host: str, port: int, people: Sequence[tuple[str, str]]
             show_error=True,
             ssr_mode=False,
             prevent_thread_lock=True,
+            max_file_size=LARGEST,
             footer_links=[],
         )
     except OSError as error:

@@ -1,8 +1,12 @@
-"""What the demo's agents search: indexes that are there, a server elsewhere, and documents that people bring."""
+"""What the demo's agents search: indexes that are there, a server elsewhere, and documents that people bring.
+
+Documents are brought by somebody: on a page that others reach they are shown to that session only.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +20,8 @@ from project.corpus.retrievers import Retriever
 from project.errors import InputError
 from project.tracking.store import project_root
 
-OWN = "documents"
-"""Name of the folder below `lightning_logs/demo` that holds what people brought."""
+LONGEST = 60
+"""Letters of a name."""
 
 
 @dataclass
@@ -26,42 +30,52 @@ class Corpora:
 
     places: dict[str, str]
     """An index's folder, or a server's address, by the name that people see."""
+    shared: bool = True
+    """Whether all sessions see what any of them brings."""
+    _owners: dict[str, str] = field(default_factory=dict)
     _open: dict[str, Retriever] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
-    def find(cls, index: Path | None, retrieval_url: str | None) -> Corpora:
-        """Take what was given, and the indexes below `data/` and of documents that were brought before.
+    def find(cls, index: Path | None, retrieval_url: str | None, *, shared: bool = True) -> Corpora:
+        """Take what was given, the indexes below `data/`, and where all is shared those of documents that were brought before.
 
         Raises:
-            InputError: both are given, or nothing was given or found.
+            InputError: both are given, nothing was given or found, or what was given cannot be opened.
         """
         if index is not None and retrieval_url is not None:
             raise InputError("--index and --retrieval_url are both given; give one of them")
         given = [str(index)] if index is not None else [retrieval_url] if retrieval_url else []
-        found = [path.parent for path in sorted(project_root().glob(f"data/**/{MANIFEST}"))]
-        brought = [path.parent for path in sorted(brought_folder().glob(f"*/index/{MANIFEST}"))]
-        names = {place: shown_name(place) for place in [*given, *map(str, found), *map(str, brought)]}
-        if not names:
+        found = [str(path.parent) for path in sorted(project_root().glob(f"data/**/{MANIFEST}"))]
+        brought = [str(path.parent) for path in sorted(brought_folder().glob(f"*/index/{MANIFEST}"))] if shared else []
+        corpora = cls({}, shared)
+        apart = {
+            place if "://" in place else str(Path(place).resolve()): place for place in reversed([*given, *found, *brought])
+        }
+        for place in reversed(apart.values()):
+            corpora.places[corpora._free_name(shown_name(place))] = place
+        if not corpora.places:
             raise InputError(
                 "there is no index to search; run scripts/quickstart.sh, or build one of your own by `seeker data corpus` and "
                 "`seeker index build`, and give it as --index"
             )
-        corpora = cls({name: place for place, name in reversed(names.items())})
-        corpora.places = dict(reversed(corpora.places.items()))
         if given:
-            corpora.get(names[given[0]])  # what cannot be opened is said at once
+            corpora.get(next(iter(corpora.places)), "")  # what cannot be opened is said at once
         return corpora
 
-    def get(self, name: str) -> Retriever:
+    def names(self, session: str) -> list[str]:
+        """Return the corpora that a session sees."""
+        return [name for name in [*self.places] if self.shared or self._owners.get(name, session) == session]
+
+    def get(self, name: str, session: str) -> Retriever:
         """Return a corpus, opened.
 
         Raises:
-            InputError: it is not there any longer, or cannot be opened.
+            InputError: the session sees no such corpus, or it cannot be opened.
         """
         with self._lock:
-            if name not in self.places:
-                raise InputError(f"there is no corpus '{name}'; choose one of {', '.join(self.places)}")
+            if name not in self.names(session):
+                raise InputError(f"there is no corpus '{name}'; choose one of {', '.join(self.names(session))}")
             if name not in self._open:
                 place = self.places[name]
                 if place.startswith(("http://", "https://")):
@@ -70,32 +84,45 @@ class Corpora:
                     self._open[name], _ = open_engine(place, None, RankingSettings(), Remote())
             return self._open[name]
 
-    def add(self, files: Sequence[Path], name: str) -> tuple[str, int]:
+    def add(self, files: Sequence[Path], name: str, session: str) -> tuple[str, int]:
         """Cut documents into passages, index them, and return the corpus's name and how many passages it has.
 
-        What was brought under the name before is replaced.
+        A name that is taken gets a number: nobody's corpus is ever replaced.
 
         Args:
             files: documents (.md, .txt, .html, .pdf) and rows (.jsonl, .json, .parquet).
-            name: what people call it.
+            name: what people call it; by default the first file's.
+            session: whose it is.
 
         Raises:
             InputError: there is no file, one is of another kind, none of them holds text, or the disk is full.
         """
         if not files:
             raise InputError("no document was given; choose one or several .md, .txt, .html or .pdf files")
-        slug = re.sub(r"[^\w-]+", "-", name.strip()).strip("-").lower() or OWN
-        folder = brought_folder() / slug
-        folder.mkdir(parents=True, exist_ok=True)
-        passages, index = folder / "passages.jsonl", folder / "index"
-        corpus(list(files), passages, force=True)
-        build(passages, str(index))
-        shown = shown_name(str(index))
+        slug = re.sub(r"[^\w-]+", "-", (name.strip() or files[0].stem)).strip("-").lower()[:LONGEST] or "documents"
         with self._lock:
-            self.places[shown] = str(index)
-            self._open.pop(shown, None)
-        opened = self.get(shown)
-        return shown, len(opened)  # type: ignore[arg-type]  # an Index has a length
+            free = self._free_name(slug, brought_folder())
+            folder = brought_folder() / free
+            folder.mkdir(parents=True)
+        index = folder / "index"
+        try:
+            corpus(list(files), folder / "passages.jsonl")
+            build(folder / "passages.jsonl", str(index))
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        with self._lock:
+            self.places[free], self._owners[free] = str(index), session
+        opened = self.get(free, session)
+        return free, len(opened)  # type: ignore[arg-type]  # an Index has a length
+
+    def _free_name(self, name: str, folder: Path | None = None) -> str:
+        """Return a name that no corpus has, nor a file in a folder."""
+        free, number = name, 1
+        while free in self.places or (folder is not None and (folder / free).exists()):
+            number += 1
+            free = f"{name}-{number}"
+        return free
 
 
 def brought_folder() -> Path:

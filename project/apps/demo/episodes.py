@@ -64,9 +64,7 @@ def find_episodes(where: str, *, files: bool = True) -> Episodes:
     where = where.strip()
     if not where:
         raise InputError("nothing was given; write a run's name, or the path of a results folder")
-    is_path = Path(where).exists()
-    if is_path and not files:
-        raise InputError(f"{where} is a path, and this demo opens runs only; give a run's name")
+    is_path = files and Path(where).exists()
     with tempfile.TemporaryDirectory(prefix="seeker-demo-") as folder:
         if is_path or _keeps_results(where):
             return _of_results(find_results(where, Path(folder)))

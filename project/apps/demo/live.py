@@ -251,7 +251,7 @@ class LiveModel:
             raise
 
     def ask(self, question: Question, controls: Controls, retriever: Retriever) -> Asking:
-        """Begin an episode and return it while it runs."""
+        """Begin an episode and return it while it runs; the model must stay open until that is over."""
         asking = Asking(self._renderer.decode)
         tool = WatchedTool(Noisy([retriever], controls.noise()), controls.topk, asking)
         asking.follow(self._on_thread(self._episode(question, controls, tool)))

@@ -21,16 +21,19 @@ from project.apps.demo.episodes import Episodes, find_episodes
 from project.apps.demo.live import Asking, Controls
 from project.apps.demo.models import Models
 from project.apps.demo.story import Story
+from project.corpus.retrievers import Retriever
 from project.errors import SeekerError
-from project.records import Question
+from project.records import Hit, Question
 
 NOBODY = "(none)"
 """The choice of no second model."""
 POLL_S = 0.05
 DRAW_S = 0.15
 """Seconds between two drawings of an episode, at least."""
-AT_ONCE = 8
+AT_ONCE = 32
 """People who are served at once."""
+KEPT_S = (3600, 86400)
+"""Seconds between two looks for files that were brought, and after which they are removed: their passages are kept."""
 TITLE = "Seeker"
 SETTINGS: dict[str, tuple[str, float, float, float]] = {
     "temperature": ("temperature (0 = greedy)", 0, 1.5, 0.1),
@@ -52,6 +55,23 @@ KEYS = """<script>document.addEventListener("keydown", event => {
 
 
 @dataclass
+class _Run:
+    """What a page runs: an episode, or two beside each other."""
+
+    stories: list[Story] = field(default_factory=list)
+    askings: list[Asking] = field(default_factory=list)
+    borrowed: list[str] = field(default_factory=list)
+    """Names of the models that are to be given back."""
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """End it, also before it has begun."""
+        self.stopped = True
+        for asking in self.askings:
+            asking.stop()
+
+
+@dataclass
 class Demo:
     """What the page shows."""
 
@@ -60,15 +80,16 @@ class Demo:
     examples: Sequence[Question]
     files: bool
     """Whether the page may open files of this machine."""
-    _running: dict[str, list[Asking]] = field(default_factory=dict)
+    _running: dict[str, _Run] = field(default_factory=dict)
 
     def page(self) -> gr.Blocks:
         """Return the page."""
-        blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+        blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT_S)
         with blocks:
             gr.Markdown("# Seeker\nAsk a question and watch the agent think, search, read and answer.")
-            names = list(self.corpora.places)
+            names = self.corpora.names("")
             corpus = gr.Dropdown(names, value=names[0], label="Corpus", elem_id="corpus")  # of all tabs
+            blocks.load(self.seen, None, corpus, show_progress="hidden", api_visibility="private")
             with gr.Tab("Ask"):
                 self._ask_tab(corpus)
             with gr.Tab("Search"):
@@ -80,6 +101,10 @@ class Demo:
             blocks.unload(self.stop)
             blocks.queue(default_concurrency_limit=AT_ONCE)
         return blocks
+
+    def seen(self, request: gr.Request) -> Any:  # noqa: ANN401 - Gradio's update
+        """Return the corpora that a page sees as it opens."""
+        return gr.update(choices=self.corpora.names(str(request.session_hash)))
 
     # --- ask ---------------------------------------------------------------------------------------------------------
 
@@ -122,39 +147,43 @@ class Demo:
     def ask(
         self, request: gr.Request, question: str, model: str, other: str, corpus: str, *values: float
     ) -> Iterator[tuple[Any, ...]]:
-        """Run an episode of one model, or of two, and draw them while they run."""
-        names = [model] if other == NOBODY else [model, other]
+        """Run an episode of one model, or of two, and draw them while they run; one that this page runs already ends."""
+        names = [model] if other in (NOBODY, model) else [model, other]
         if not question.strip():
             yield _outcome([draw_error("Type a question first.")], running=False)
             return
-        yield _outcome(
-            [f'<div class="seeker"><p class="doing" role="status">Loading {len(names)} model(s) …</p></div>'], running=True
-        )
+        self.stop(request)
+        session, run = str(request.session_hash), _Run()
+        self._running[session] = run
+        yield _outcome([LOADING], running=True)
         try:
-            controls = _controls(values)
-            stories, askings = self._begin(question, names, corpus, controls)
-        except SeekerError as error:
-            yield _outcome([draw_error(str(error))], running=False)
-            return
-        session = str(request.session_hash)
-        self._running[session] = askings
-        try:
-            yield from self._follow(names, stories, askings)
-        finally:  # the person has left, perhaps
-            self.stop(request)
-            self._running.pop(session, None)
+            self._begin(run, question, names, self.corpora.get(corpus, session), _controls(values))
+            yield from self._follow(names, run)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the page says it, and can be used again
+            yield _outcome([draw_error(sentence(error))], running=False)
+        finally:  # it is over, or the person has left
+            run.stop()
+            for name in run.borrowed:
+                self.models.give_back(name)
+            if self._running.get(session) is run:
+                del self._running[session]
 
-    def _begin(self, question: str, names: Sequence[str], corpus: str, controls: Controls) -> tuple[list[Story], list[Asking]]:
+    def _begin(self, run: _Run, question: str, names: Sequence[str], retriever: Retriever, controls: Controls) -> None:
         known = {one.question: one.answers for one in self.examples}
-        retriever, models = self.corpora.get(corpus), [self.models.get(name) for name in names]
+        models = []
+        for name in names:
+            models.append(self.models.borrow(name))
+            run.borrowed.append(name)
         asked = Question("demo", question.strip(), ())
-        stories = [Story(one.decode, known.get(asked.question)) for one in models]
-        return stories, [one.ask(asked, controls, retriever) for one in models]
+        run.stories = [Story(one.decode, known.get(asked.question)) for one in models]
+        run.askings = [one.ask(asked, controls, retriever) for one in models]
+        if run.stopped:  # while the models were loaded
+            run.stop()
 
-    def _follow(self, names: Sequence[str], stories: Sequence[Story], askings: Sequence[Asking]) -> Iterator[tuple[Any, ...]]:
-        drawn_at = 0.0
+    def _follow(self, names: Sequence[str], run: _Run) -> Iterator[tuple[Any, ...]]:
+        stories, drawn_at = run.stories, 0.0
         while True:
-            for story, asking in zip(stories, askings, strict=True):
+            for story, asking in zip(stories, run.askings, strict=True):
                 story.take([] if story.is_over else asking.news(POLL_S))
             is_over = all(story.is_over for story in stories)
             if is_over or time.monotonic() - drawn_at > DRAW_S:
@@ -166,8 +195,8 @@ class Demo:
 
     def stop(self, request: gr.Request) -> None:
         """End what a person's page is running."""
-        for asking in self._running.get(str(request.session_hash), ()):
-            asking.stop()
+        if run := self._running.get(str(request.session_hash)):
+            run.stop()
 
     # --- search ------------------------------------------------------------------------------------------------------
 
@@ -179,15 +208,15 @@ class Demo:
         for trigger in (query.submit, button.click):
             trigger(self.search, [query, corpus, topk], found, show_progress="hidden", api_visibility="private")
 
-    def search(self, query: str, corpus: str, topk: float) -> str:
+    def search(self, request: gr.Request, query: str, corpus: str, topk: float) -> str:
         """Ask a corpus one query."""
         if not query.strip():
             return draw_error("Type a query first.")
         try:
-            retriever, began = self.corpora.get(corpus), time.monotonic()
-            (hits,) = asyncio.run(retriever.search([query], int(topk)))
-        except SeekerError as error:
-            return draw_error(str(error))
+            retriever, began = self.corpora.get(corpus, str(request.session_hash)), time.monotonic()
+            (hits,) = asyncio.run(_searched(retriever, query, int(topk)))
+        except Exception as error:  # noqa: BLE001 - as above
+            return draw_error(sentence(error))
         return draw_hits(query, hits, time.monotonic() - began)
 
     # --- documents ---------------------------------------------------------------------------------------------------
@@ -195,18 +224,19 @@ class Demo:
     def _documents_tab(self, corpus: gr.Dropdown) -> None:
         gr.Markdown("Bring documents (.md, .txt, .html, .pdf): they are cut into passages, indexed, and asked at once.")
         files = gr.File(file_count="multiple", label="Documents", elem_id="documents")
-        name = gr.Textbox("documents", label="Name of the corpus", elem_id="corpus-name")
+        name = gr.Textbox(label="Name of the corpus", placeholder="by default the first file's", elem_id="corpus-name")
         button = gr.Button("Index", variant="primary", elem_id="index")
         said = gr.HTML(elem_id="indexed")
         button.click(self.add, [files, name], [said, corpus], api_visibility="private")
 
-    def add(self, files: list[str] | None, name: str) -> tuple[Any, ...]:
+    def add(self, request: gr.Request, files: list[str] | None, name: str) -> tuple[Any, ...]:
         """Index a person's documents and choose them."""
+        session = str(request.session_hash)
         try:
-            corpus, passages = self.corpora.add([Path(file) for file in files or ()], name)
-        except SeekerError as error:
-            return draw_error(str(error)), gr.skip()
-        chosen = gr.update(choices=list(self.corpora.places), value=corpus)
+            corpus, passages = self.corpora.add([Path(file) for file in files or ()], name, session)
+        except Exception as error:  # noqa: BLE001 - as above
+            return draw_error(sentence(error)), gr.skip()
+        chosen = gr.update(choices=self.corpora.names(session), value=corpus)
         said = f"{passages:,} passages of '{corpus}' are indexed and chosen; ask about them on the first tab."
         return f'<div class="seeker"><p role="status">{said}</p></div>', chosen
 
@@ -228,13 +258,25 @@ class Demo:
         try:
             found = find_episodes(where, files=self.files)
             drawn = found.draw(0)
-        except SeekerError as error:
-            return None, gr.update(choices=[], value=None), draw_error(str(error))
+        except Exception as error:  # noqa: BLE001 - as above
+            return None, gr.update(choices=[], value=None), draw_error(sentence(error))
         return found, gr.update(choices=list(found.labels), value=found.labels[0], label=found.summary), drawn
 
     def show(self, held: Episodes | None, label: str) -> str:
         """Show an episode."""
         return held.draw(held.labels.index(label)) if held is not None and label in held.labels else ""
+
+
+def sentence(error: Exception) -> str:
+    """Return what went wrong in one sentence; what is no error of Seeker's own is named."""
+    return str(error) if isinstance(error, SeekerError) else f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+
+
+async def _searched(retriever: Retriever, query: str, topk: int) -> list[list[Hit]]:
+    try:
+        return await retriever.search([query], topk)
+    finally:
+        await retriever.aclose()  # this loop's connections
 
 
 def _slider(name: str) -> gr.Slider:
