@@ -61,7 +61,8 @@ def test_an_episode_that_runs_as_the_model_closes_is_over(folder):
     live.close()
     moments = []
     while not moments or type(moments[-1]).__name__ not in ("Stopped", "Ended", "Failed"):
-        assert (new := asking.news(5)), "never over"
+        new = asking.news(5)
+        assert new, "never over"
         moments += new
     assert not isinstance(moments[-1], Ended)
 
