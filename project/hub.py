@@ -49,7 +49,8 @@ def push_folder(folder: Path, repo: Repo, *, private: bool, message: str, revisi
     """Push a folder to the hub in one commit, and return the address of the commit.
 
     Args:
-        folder: all of it is pushed.
+        folder: all of it is pushed, and of a model nothing else is left there: an older push's adapter beside merged weights
+            would be loaded on top of them.
         repo: made where it is not there.
         private: only its owner sees it.
         message: of the commit.
@@ -77,7 +78,12 @@ def push_folder(folder: Path, repo: Repo, *, private: bool, message: str, revisi
         if revision is not None:
             api.create_branch(repo.name, branch=revision, repo_type=repo.kind, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo.name, folder_path=folder, repo_type=repo.kind, revision=revision, commit_message=message
+            repo_id=repo.name,
+            folder_path=folder,
+            repo_type=repo.kind,
+            revision=revision,
+            commit_message=message,
+            delete_patterns="*" if repo.kind == "model" else None,
         )
     return str(commit.commit_url)
 

@@ -99,8 +99,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
-        _remove_abandoned(left)
+    _remove_left(path.parent, path.name)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     partial = Path(name)
     try:
@@ -114,31 +113,72 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def _remove_left(place: Path, name: str) -> None:
+    """Remove what killed processes have left of a name in a folder."""
+    for left in place.glob(f".{glob.escape(name)}.*{PARTIAL}"):
+        _remove_abandoned(left)
+
+
 def _remove_abandoned(partial: Path) -> None:
-    """Remove a temporary file that nobody holds; one of the last minute may be about to be locked."""
+    """Remove a temporary file or folder that nobody holds; one of the last minute may be about to be locked."""
     with suppress(OSError):
         if time.time() - partial.stat().st_mtime < 60:
             return
-        descriptor = os.open(partial, os.O_RDWR)
+        is_folder = partial.is_dir()
+        descriptor = os.open(partial, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.unlink()
+            if is_folder:
+                shutil.rmtree(partial)
+            else:
+                partial.unlink()
         finally:
             os.close(descriptor)
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside a new or empty one, which it becomes on success; on failure it is removed."""
+    """Give a temporary folder, which on success becomes a new one or fills an empty one, and on failure is removed.
+
+    An empty one stays the same folder, as it may be the current one. What a killed process has left is removed, as by
+    `atomic_path`.
+
+    Raises:
+        InputError: it was filled meanwhile.
+    """
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL))
+    place = folder if folder.exists() else folder.parent
+    place.mkdir(parents=True, exist_ok=True)
+    _remove_left(folder.parent, folder.name)
+    partial = Path(tempfile.mkdtemp(dir=place, prefix=f".{folder.name}.", suffix=PARTIAL))
+    descriptor = os.open(partial, os.O_RDONLY)
     try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         partial.chmod(0o755)
-        partial.replace(folder)
+        if place == folder:
+            _fill(folder, list(partial.iterdir()))
+        else:
+            partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _fill(folder: Path, made: Sequence[Path]) -> None:
+    if taken := [one.name for one in made if (folder / one.name).exists()]:
+        raise InputError(f"{folder} was filled while this was made, and holds {taken[0]}; name another folder")
+    for one in made:
+        one.rename(folder / one.name)
+
+
+def is_taken(folder: Path) -> bool:
+    """Return whether a path is a file, or a folder that holds something; what a killed `new_folder` left there is removed."""
+    if not folder.is_dir():
+        return folder.exists()
+    _remove_left(folder, folder.absolute().name)
+    return any(folder.iterdir())
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -18,7 +18,7 @@ from project import writing
 from project.errors import InputError
 from project.files import file_digest, local_file, read_records, read_rows
 from project.records import Conversation, Message, Passage, Question, Step, ToolCall, Trace
-from project.writing import atomic_path, write_records, write_rows, write_text
+from project.writing import atomic_path, is_taken, new_folder, write_records, write_rows, write_text
 
 FORMATS = ["a.jsonl", "a.jsonl.gz", "a.parquet"]
 
@@ -275,3 +275,39 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
         "out.jsonl": "last",
         "other.jsonl": "another name",
     }
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_that_a_killed_process_left_is_removed_and_one_being_written_is_not(tmp_path, is_there):
+    place = tmp_path / "out" if is_there else tmp_path
+    place.mkdir(exist_ok=True)
+    imports = "import os; from pathlib import Path; from project.writing import new_folder"
+    killed = f"{imports}\nwith new_folder(Path('out')) as left: (left / 'weights').touch(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, check=False).returncode == -9
+    (left,) = place.glob(".*")
+    assert is_taken(tmp_path / "out") == is_there, "written a moment ago: its writer may not have locked it yet"
+    os.utime(left, (0, 0))
+    assert not is_taken(tmp_path / "out")
+    with new_folder(tmp_path / "out") as written:
+        assert not left.exists()
+        os.utime(written, (0, 0))
+        assert is_taken(tmp_path / "out") == is_there
+        with new_folder(tmp_path / "other"):
+            assert written.exists()
+        (written / "weights").write_text("whole")
+    assert not list(tmp_path.glob("**/.*"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights"]
+
+
+def test_an_empty_folder_is_filled_whole_or_not_at_all(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="out was filled while this was made, and holds b; name another"):
+        write_two(tmp_path / "out")
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"b": "theirs"}
+
+
+def write_two(folder):
+    with new_folder(folder) as partial:
+        for name in ("a", "b"):
+            (partial / name).write_text("ours")
+        (folder / "b").write_text("theirs")

@@ -6,6 +6,9 @@ All of it comes from the tracking store and from manifests; what they do not say
 from __future__ import annotations
 
 import json
+import math
+import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +53,9 @@ NO_METHOD = (
 OF_TRAINER = (
     "max_epochs", "max_steps", "accumulate_grad_batches", "devices", "num_nodes", "precision", "gradient_clip_val",
 )  # fmt: skip
-OFF = ("None", "False", "0", "0.0", "[]", "{}", "-1", "")
+OFF = ("None", "False", "[]", "{}", "-1", "")
+SECRET = re.compile(r"(?<![^\W_])(?:(?:api)?keys?|token|secrets?|passwords?|passwd|credentials?)(?![^\W_])", re.IGNORECASE)
+"""A whole part of the name of a setting that is nobody else's: in `api_key` and `token`, and not in `max_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,9 @@ class Test:
     name: str
     file: str
     digest: str
-    n: int
+    questions: int
+    samples: int
+    """Of each question."""
     index: str
     about: str
     figures: tuple[tuple[str, Estimate, str], ...]
@@ -126,12 +133,12 @@ def _phase(run: Run, known: Known) -> Phase:
     before = {one.digest: one for file in files.values() for one in _before(file, known)}
     method = str((config.get("model") or {}).get("class_path", "")).rpartition(".")[2] or "not recorded"
     code = f"{tags.get('git.commit', '')[:12]}{' with changes' if tags.get('git.dirty') == 'true' else ''}"
-    command = without_folders(tags.get("seeker.command", ""))
-    return Phase(str(run.info.run_name), method, tuple(_parameters(config)), data, tuple(before.values()), command, code)
+    command = told_command(tags.get("seeker.command", ""))
+    return Phase(str(run.info.run_name), method, tuple(told_settings(config)), data, tuple(before.values()), command, code)
 
 
-def _parameters(config: Row) -> Iterator[tuple[str, str]]:
-    """Yield the settings that decide what is trained and how; what is off is left out."""
+def told_settings(config: Row) -> Iterator[tuple[str, str]]:
+    """Yield the settings that decide what is trained and how; what is off is left out, and what is secret."""
     kept = {
         "model": config.get("model") or {},
         "data": config.get("data") or {},
@@ -139,8 +146,26 @@ def _parameters(config: Row) -> Iterator[tuple[str, str]]:
         "seed": config.get("seed_everything"),
     }
     for name, value in flatten(kept).items():
-        if value not in OFF and name not in (*NO_METHOD, "model", "data"):
+        if value not in OFF and name not in (*NO_METHOD, "model", "data") and not SECRET.search(name):
             yield name, str(without_folders(value))
+
+
+def told_command(command: str) -> str:
+    """Return a command without folders and without the values of options that are secret.
+
+    `seeker fit --model.api_key=abc` -> `seeker fit --model.api_key=HIDDEN`
+    """
+    if not SECRET.search(command):
+        return str(without_folders(command))
+    words = shlex.split(command)
+    for place, word in enumerate(words):
+        option, equals, _ = word.partition("=")
+        if option.startswith("-") and SECRET.search(option):
+            if equals:
+                words[place] = f"{option}=HIDDEN"
+            elif place + 1 < len(words):
+                words[place + 1] = "HIDDEN"
+    return str(without_folders(shlex.join(words)))
 
 
 def _data(file: DataFile, known: Known, role: str = "") -> Data:
@@ -149,7 +174,7 @@ def _data(file: DataFile, known: Known, role: str = "") -> Data:
         name = f"index of {', '.join(Path(source.path).name for source in file.inputs()) or Path(file.path).parent.name}"
     made = known.command(file)
     told = (file.manifest or {}).get("outputs", {}).get(Path(file.path).name, {})
-    return Data(role, name, file.digest, told.get("rows"), str(without_folders(str(made))) if made else "")
+    return Data(role, name, file.digest, told.get("rows"), told_command(str(made)) if made else "")
 
 
 def _before(file: DataFile, known: Known) -> Iterator[Data]:
@@ -160,7 +185,12 @@ def _before(file: DataFile, known: Known) -> Iterator[Data]:
 
 
 def _test_of(run: Run, source: Source, known: Known) -> Test | None:
-    """Return what a run measured, if it is a test of exactly these weights."""
+    """Return what a run measured, if it is a test of exactly these weights, by the digest that it noted of those it loaded.
+
+    Its model's path tells nothing: a training that went on, or began anew, wrote other weights there.
+    """
+    from project.modules.adapter_checkpoint import base_digest
+
     store = client()
     if run.data.tags.get("seeker.verb") != "test" or source.model is None:
         return None
@@ -168,19 +198,10 @@ def _test_of(run: Run, source: Source, known: Known) -> Test | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         held: Row = json.loads(Path(store.download_artifacts(run.info.run_id, SUMMARY, folder)).read_text(encoding="utf-8"))
-    if not _is_same(Path(str(held.get("model_path", ""))), source.model):
+    if held.get("model_digest") != base_digest(str(source.model)):
         return None
     index = known.datasets(run).get("index")
     return _test(str(run.info.run_name), held, _data(index, known).name if index is not None else "")
-
-
-def _is_same(tested: Path, model: Path) -> bool:
-    """Return whether a test's model is a folder, by its weights, or where it is gone by its path as far as that goes."""
-    from project.modules.adapter_checkpoint import base_digest
-
-    if (tested / "config.json").is_file():
-        return base_digest(str(tested)) == base_digest(str(model))
-    return bool(tested.parts) and model.parts[-len(tested.parts) :] == tested.parts
 
 
 def _test(name: str, held: Row, index: str) -> Test:
@@ -192,16 +213,24 @@ def _test(name: str, held: Row, index: str) -> Test:
     told |= {"documents a search": settings.get("topk"), "turns at most": limits.get("max_turns")}
     told |= {"context tokens at most": limits.get("context_tokens"), **(held.get("chosen") or {})}
     told |= {"left out, as their search failed,": int(held.get("environment_failures") or 0) or None}
+    samples = int(settings.get("samples") or 1)
     figures = {metric: _estimate(row) for metric, row in held["metrics"].items() if row.get("n") and row["mean"] is not None}
     return Test(
         name,
         Path(str(held.get("test_file", ""))).name,
         str(held.get("test_digest", "")),
-        int(held.get("n") or 0),
+        _questions(held, samples),
+        samples,
         index,
         ", ".join(f"{what} {value}" for what, value in told.items() if value is not None),
         tuple((metric, figures[metric], MEANING.get(metric) or meaning(metric)) for metric in SHOWN if metric in figures),
     )
+
+
+def _questions(held: Row, samples: int) -> int:
+    """Return how many questions were counted: avg@k has a value for each; without it, those of so many episodes."""
+    told = held["metrics"].get(f"avg_at_{samples}") or {}
+    return int(told.get("n") or math.ceil(int(held.get("n") or 0) / samples))
 
 
 def _estimate(row: Row) -> Estimate:

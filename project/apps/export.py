@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from project.apps.export_source import Source, Which, find_source, load_trained
-from project.errors import InputError
+from project.errors import InputError, SeekerError
 from project.hub import Repo, check_licence, push_folder
-from project.writing import new_folder
+from project.writing import is_taken, new_folder
 
 if TYPE_CHECKING:
     from project.modules.policy import Policy
@@ -43,20 +43,21 @@ def export(
         to: the new folder.
         merge: write whole weights; false writes the adapter alone, which needs its base.
         weights: best or last of the training; by default the best where it has such, by the metric that a checkpoint monitors.
-        push: the model on the Hugging Face Hub, OWNER/NAME; it is made where it is not there.
+        push: the model on the Hugging Face Hub, OWNER/NAME; it is made where it is not there, else what it holds is replaced.
         private: with push, only its owner sees it.
         licence: the hub's id of the model's licence, such as apache-2.0; by default that of the base, where it is known.
         dry_run: with push, write the folder and push nothing.
 
     Raises:
-        InputError: there are no such weights, the folder holds something, or an adapter's base is not what it was trained on.
+        InputError: there are no such weights, another training wrote over them, the folder holds something, or an adapter's
+            base is not what it was trained on.
         TrackingError: there is no such run, or the store does not answer.
     """
     repo = Repo(push, "model", "--push") if push is not None else None
     if licence is not None:
         check_licence(licence)
     to = to.expanduser().absolute()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    if is_taken(to):
         raise InputError(f"{to} is there and not an empty folder; give another --to")
     source = find_source(run, weights)
     with new_folder(to) as folder:
@@ -64,7 +65,15 @@ def export(
         _write_card(source, folder, repo.name if repo else to.name, licence)
     print(f"{'merged model' if merge else 'adapter'} of {source.name}, {source.which} weights: {to}")
     if repo is not None and not dry_run:
-        print(push_folder(to, repo, private=private, message="Push with seeker export"))
+        print(_push(to, repo, private=private))
+
+
+def _push(folder: Path, repo: Repo, *, private: bool) -> str:
+    """Push the folder; where that fails, say that it is there, as it is in the way of a second try."""
+    try:
+        return push_folder(folder, repo, private=private, message="Push with seeker export")
+    except SeekerError as error:
+        raise type(error)(f"{error} ({folder} is written: remove it first, or give another --to)") from error
 
 
 def write_model(source: Source, folder: Path, *, merge: bool, is_public: bool = False) -> None:

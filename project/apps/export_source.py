@@ -2,6 +2,9 @@
 
 A training that ended has merged folders, and SFT's `hand_over.json` says which; one that was stopped has its `last.ckpt` only.
 What is merged is taken as it is; of a checkpoint the policy is built again, from the base that the run's config names.
+
+Several trainings may have had one folder. A merged folder and a checkpoint hold the id of the run that made them: those of
+another run than the one meant are not taken.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from project.errors import InputError, TrackingError
-from project.modules.hand_over import HAND_OVER, read_hand_over
+from project.modules.hand_over import HAND_OVER, HandedOn, read_hand_over
 from project.records import Row
 from project.tracking.reproduce import run_config
 from project.tracking.select import select_run
@@ -91,7 +94,7 @@ def find_source(word: str, weights: Which | None) -> Source:
 
 def _run_of(path: Path) -> Run | None:
     """Return the run that wrote a folder or checkpoint, if it says so and the store has it."""
-    run_id = run_folder_id(path)
+    run_id = _maker(path) or run_folder_id(path)
     if run_id is None:
         return None
     with reading():
@@ -100,6 +103,21 @@ def _run_of(path: Path) -> Run | None:
         where = shown_uri(tracking_uri())
         sys.stderr.write(f"seeker: {where} does not have the run {run_id} of {path}: the card tells nothing of its training\n")
     return run
+
+
+def _maker(path: Path | None) -> str | None:
+    """Return the id of the run that made a merged folder or a checkpoint, as that itself says."""
+    if path is None or path.is_dir():
+        return run_folder_id(path, levels=0)
+    from project.modules.adapter_checkpoint import held_in
+    from project.tracking.callback import RUN_ID
+
+    return held_in(path).get(RUN_ID)
+
+
+def _is_of(run_id: str | None, path: Path | None) -> bool:
+    """Return whether nothing says that a merged folder or a checkpoint is of another run."""
+    return run_id is None or _maker(path) in (None, run_id)
 
 
 def _folder_of(run: Run) -> Path:
@@ -128,25 +146,36 @@ def _folder_of(run: Run) -> Path:
 
 def _of_training(folder: Path, run: Run | None, weights: Which | None) -> Source:
     name = str(run.info.run_name) if run is not None else folder.name
-    if (folder / HAND_OVER).is_file():
+    run_id = run.info.run_id if run is not None else run_folder_id(folder, levels=0)
+    if (folder / HAND_OVER).is_file() and _handed_on_by(run_id, folder):
         return _handed_on(folder, run, name, weights)
-    merged = _exported(folder, run)
-    if merged is None and not (folder / LAST).is_file():
-        raise InputError(
-            f"{folder} holds neither {HAND_OVER}, nor a model in {MERGED}, nor {LAST}; give the folder of a training, or "
-            "finish it with the command that began it and --ckpt_path last"
-        )
+    found = _exported(folder, run), folder / LAST if (folder / LAST).is_file() else None
+    merged, last = (path if _is_of(run_id, path) else None for path in found)
+    if merged is None and last is None:
+        raise _nothing(folder, name, run_id, next(filter(None, map(_maker, found)), None))
     if weights == "best":
         raise InputError(
             f"{name} hands on its last weights only; leave out --weights, or give the file of its best checkpoint as RUN"
         )
-    last = folder / LAST if (folder / LAST).is_file() else None
     if merged is None:
         sys.stderr.write(
             f"seeker: the training in {folder} did not end; its last checkpoint is taken. To finish it first, run the command "
             "that began it with --ckpt_path last\n"
         )
     return Source(name, merged, last, run, step=step_of(last), ended=merged is not None)
+
+
+def _nothing(folder: Path, name: str, run_id: str | None, other: str | None) -> InputError:
+    """Return why a folder has no weights of a training: another's are there, or none."""
+    if other is not None:
+        return InputError(
+            f"{folder} holds the weights of the run {other}, which was trained there too, and not those of {name} ({run_id}); "
+            f"export that run, or make {name} again with `seeker reproduce {run_id}`"
+        )
+    return InputError(
+        f"{folder} holds neither {HAND_OVER}, nor a model in {MERGED}, nor {LAST}; give the folder of a training, or "
+        "finish it with the command that began it and --ckpt_path last"
+    )
 
 
 def _exported(folder: Path, run: Run | None) -> Path | None:
@@ -163,6 +192,19 @@ def _exported(folder: Path, run: Run | None) -> Path | None:
     return Path(named).resolve() if named and (Path(named) / "config.json").is_file() else None
 
 
+def _handed_on_by(run_id: str | None, folder: Path) -> bool:
+    """Return whether `hand_over.json` names weights of this run; one of a training before it may still be there."""
+    places = [_located(folder, row) for row in read_hand_over(folder / HAND_OVER).values()]
+    return all(_is_of(run_id, model or checkpoint) for model, checkpoint in places)
+
+
+def _located(folder: Path, row: HandedOn) -> tuple[Path | None, Path | None]:
+    """Return where the model and the checkpoint are, also of a folder that was moved."""
+    held = Path(row.checkpoint or "")
+    model = next((one for one in (Path(row.model), folder / Path(row.model).name) if (one / "config.json").is_file()), None)
+    return model, next((one for one in (held, folder / "checkpoints" / held.name) if one.is_file()), None)
+
+
 def _handed_on(folder: Path, run: Run | None, name: str, weights: Which | None) -> Source:
     rows = read_hand_over(folder / HAND_OVER)
     which = weights or ("best" if "best" in rows else "last")
@@ -171,13 +213,14 @@ def _handed_on(folder: Path, run: Run | None, name: str, weights: Which | None) 
             f"{name} handed on no best weights, as no ModelCheckpoint of it monitors a metric; give --weights last"
         )
     row = rows[which]
-    model = next((one for one in (Path(row.model), folder / Path(row.model).name) if (one / "config.json").is_file()), None)
-    held = Path(row.checkpoint or "")
-    checkpoint = next((one for one in (held, folder / "checkpoints" / held.name) if one.is_file()), None)
+    model, checkpoint = _located(folder, row)
+    of_run = _is_of(_maker(model) or (run.info.run_id if run is not None else None), checkpoint)
+    if not of_run or step_of(checkpoint) not in (None, row.step):  # a training that went on, or began there, wrote over it
+        checkpoint = None
     if model is None and checkpoint is None:
         raise InputError(
-            f"{folder / HAND_OVER} names {row.model} and {row.checkpoint or 'no checkpoint'}, of which neither is there; put "
-            "one back, or train that run anew"
+            f"{folder / HAND_OVER} names {row.model} and {row.checkpoint or 'no checkpoint'}, of which neither is there as it "
+            "was; put one back, or train that run anew"
         )
     return Source(name, model, checkpoint, run, which, row.step, dict(row.metrics))
 
@@ -202,7 +245,7 @@ def _of_model(folder: Path, run: Run | None) -> Source:
             return _handed_on(folder.parent, run, name, "best" if which == "best" else "last")
     last = folder.parent / LAST
     name = str(run.info.run_name) if run is not None else folder.name
-    checkpoint = last if last.is_file() and folder.name == MERGED else None
+    checkpoint = last if last.is_file() and folder.name == MERGED and _is_of(_maker(folder), last) else None
     return Source(name, folder, checkpoint, run, step=step_of(checkpoint))
 
 
@@ -227,7 +270,7 @@ def load_trained(source: Source) -> SFT:
     from project.runtime import quiet_transformers
 
     if source.checkpoint is None:
-        raise InputError(f"{source.name} has merged weights only and no checkpoint; export it with --merge true")
+        raise InputError(f"{source.name} has merged weights only and no checkpoint of them; export it with --merge true")
     given = source.arguments
     base = base_path(given.get("model_path"), source)
     quiet_transformers()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from project.apps.card_history import Base, Phase, Test, history
 from project.apps.export_source import Source
+from project.named import is_path
 from project.records import Row
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def write_card(source: Source, folder: Path, name: str, licence: str | None) -> 
         "adapter": adapted,
         "parameters": sizes,
         "settings": settings,
+        "is_own": is_path(settings.dialect),
         "system": json.dumps(dialect.system_prompt()),
         "tools": _python(dialect.tools),
         "end": tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer, settings)),
@@ -93,12 +95,13 @@ def _front_matter(base: Base, adapted: Row | None, settings: AgentSettings, lice
 
     own = str(adapted["base_model_name_or_path"]) if adapted else None
     held = base.hub_id if own is None or Path(own).is_absolute() else own
+    way = {"tools": ["tool-calling"], "tags": ["search-tags"]}.get(settings.dialect, [])
     data = ModelCardData(
         base_model=held,
         library_name="peft" if adapted else "transformers",
         pipeline_tag="text-generation",
         license=licence or base.licence,
-        tags=["seeker", "search-agent", "tool-calling" if settings.dialect == "tools" else "search-tags"],
+        tags=["seeker", "search-agent", *way],
     )
     return str(data.to_yaml())
 
@@ -152,14 +155,15 @@ def _limits(
 
 def _limits_of(test: Test) -> Iterator[str]:
     found = {name: estimate for name, estimate, _ in test.figures}
+    what = "questions" if test.samples == 1 else "episodes"
     if (em := found.get("em")) is not None:
-        yield f"Of the {em.n} questions of {test.file} it answered {em.mean:.1%} exactly as asked; the others it did not."
+        yield f"Of the {em.n} {what} of {test.file} it answered {em.mean:.1%} exactly as asked; the others it did not."
     if (without := found.get("answered_without_evidence")) is not None and without.mean > 0:
         yield f"In {without.mean:.1%} of {without.n} episodes it answered although nothing shown to it was evidence."
     if (wrong := found.get("refused_wrongly")) is not None and wrong.mean > 0:
-        yield f"It refused {wrong.mean:.1%} of {wrong.n} questions that the corpus answers."
-    if 0 < test.n < FEW:
-        yield f"{test.file} has {test.n} questions only: read the intervals, not the means."
+        yield f"It refused in {wrong.mean:.1%} of {wrong.n} {what} whose question the corpus answers."
+    if 0 < test.questions < FEW:
+        yield f"{test.file} has {test.questions} questions only: read the intervals, not the means."
 
 
 def _listed(names: Sequence[str]) -> str:

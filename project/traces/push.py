@@ -21,7 +21,7 @@ from project.records import Row
 from project.streams import as_paths, print_counts
 from project.traces.card import Part, by_config, without_folders, write_card
 from project.traces.check import SPLITS, check_files
-from project.writing import new_folder, stem_of, suffix_of, write_text
+from project.writing import is_taken, new_folder, stem_of, suffix_of, write_text
 
 Place = Callable[[Path, Path], object]
 """Puts a file at a place in the tree: copies it, or links to it."""
@@ -88,7 +88,7 @@ def _check_output(output_dir: Path | None, *, dry_run: bool) -> None:
         return
     if not dry_run:
         raise InputError(f"--output_dir is {output_dir}, and only a dry run writes there; add --dry_run true, or leave it out")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if is_taken(output_dir):
         raise InputError(f"{output_dir} is there and not an empty folder; give another --output_dir")
 
 

@@ -233,10 +233,9 @@ def test_a_refusal_stands_in_no_document(folder, index):
     story = story_of(told(live.ask(QUESTION, Controls(), index)), live)
     cards = [card for card in story.cards if card.role == "results"]
     said = Part("result", "Doc 1: Report", "The cause is unknown.")
-    assert not any(
-        part.supports for card in with_support([StoryCard("results", (Shown(said),))], "unknown") for part in card.parts
-    )
-    assert with_support([StoryCard("results", (Shown(said),))], "the cause")[0].parts[0].supports
+    read = [StoryCard("results", (Shown(said),))]
+    assert not with_support(read, "unknown")[0].parts[0].supports
+    assert with_support(read, "the cause")[0].parts[0].supports
     marked = with_support(cards, "gallium melts")
     assert [part.supports for part in marked[0].parts].count(True) == 1
     live.close()

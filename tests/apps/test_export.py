@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,12 @@ from huggingface_hub import ModelCard
 from tiny import tiny_model_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from project.apps.card_history import told_command, told_settings
 from project.cli import main
 from project.dialects import Action, get_dialect
 from project.files import file_digest
 from project.manifests import plan, write_outputs
+from project.modules.agent import SearchAgent
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.sft import SFT
 from project.records import Conversation, Document
@@ -37,8 +40,8 @@ def conversation(n):
     return Conversation(f"c{n}", (*DIALECT.opening(f"What is {n}?"), DIALECT.write(search), *found, answer)).to_row()
 
 
-def fit(root, name, **changes):
-    """Train the tiny model by the real command line."""
+def fit(root, name, folder=None, options=(), **changes):
+    """Train the tiny model by the real command line, in a folder of the run's name or another."""
     model = {"model_path": str(root / "base"), "precision": "float32", "learning_rate": 0.02} | changes
     config = {
         "model": {"class_path": "SFT", "init_args": model},
@@ -46,12 +49,13 @@ def fit(root, name, **changes):
             "class_path": "ConversationDataModule",
             "init_args": {"train_file": str(root / "train.jsonl"), "validation_file": str(root / "validation.jsonl")},
         },
-        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False, "default_root_dir": str(root / name)},
+        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False},
     }
+    config["trainer"]["default_root_dir"] = str(folder or root / name)
     if name == "sft":
         config["trainer"]["callbacks"] = [{"class_path": "ModelCheckpoint", "init_args": KEEP}]
     (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(root / f"{name}.yaml")]) == 0
+    assert main(["fit", "--config", str(root / f"{name}.yaml"), *options]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -209,15 +213,87 @@ def test_a_training_without_a_hand_over(home, tmp_path, capsys):
     refused(capsys, export(folder, tmp_path / "four"), "finish it with the command that began it and --ckpt_path last")
 
 
+# --- several trainings in one folder ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def twice(home, tmp_path, monkeypatch):
+    """Return a folder in which a run was trained, its id, and how to train there again; tracked in a store of their own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    folder = tmp_path / "runs/twice"
+
+    def again(**changes):
+        fit(home, "twice", folder, lora={"rank": 4, "alpha": 8}, **changes)
+        return (folder / "mlflow_run_id").read_text().strip()
+
+    return folder, again(), again
+
+
+def test_the_run_before_is_not_given_the_weights_of_the_next(twice, tmp_path, capsys):
+    folder, old, again = twice
+    new = again(learning_rate=0.01)
+    for options in ((), ("--merge", "false")):
+        refused(capsys, export(old, tmp_path / "out", *options), f"holds the weights of the run {new}, which was trained there")
+    assert not (tmp_path / "out").exists()
+    assert export(new, tmp_path / "new") == 0
+    assert "| model.learning_rate | 0.01 |" in (tmp_path / "new/README.md").read_text()
+    (folder / "hand_over.json").unlink()  # as PPO leaves it
+    refused(capsys, export(old, tmp_path / "out"), f"export that run, or make twice again with `seeker reproduce {old}`")
+
+
+def test_a_training_that_was_stopped_is_not_given_the_weights_of_the_one_before(twice, tmp_path, monkeypatch, capsys):
+    folder, old, again = twice
+    (folder / "checkpoints/last.ckpt").rename(tmp_path / "old.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(SFT, "_hand_over", lambda self: self.trainer.save_checkpoint(folder / "checkpoints/last.ckpt"))
+        new = again(learning_rate=0.01)
+    assert export(folder, tmp_path / "new") == 0
+    assert "did not end; its last checkpoint is taken" in capsys.readouterr().err
+    card = (tmp_path / "new/README.md").read_text()
+    assert "| model.learning_rate | 0.01 |" in card
+    assert "- Its training did not end: these are the weights after step" in card
+    assert (tmp_path / "new/mlflow_run_id").read_text().strip() == new
+    held, made = (file_digest(one / "model.safetensors") for one in (folder / "merged", tmp_path / "new"))
+    assert held != made
+    assert export(old, tmp_path / "old") == 0, "whose merged folder is there yet"
+    assert file_digest(tmp_path / "old/model.safetensors") == held
+    assert "| model.learning_rate | 0.02 |" in (tmp_path / "old/README.md").read_text()
+    refused(capsys, export(old, tmp_path / "out", "--merge", "false"), "has merged weights only and no checkpoint of them")
+    shutil.copy(tmp_path / "old.ckpt", folder / "checkpoints/first.ckpt")
+    assert export(folder / "checkpoints/first.ckpt", tmp_path / "first") == 0, "a checkpoint names its own run"
+    assert "| model.learning_rate | 0.02 |" in (tmp_path / "first/README.md").read_text()
+    shutil.copy(tmp_path / "old.ckpt", folder / "checkpoints/last.ckpt")  # of the new one nothing was saved
+    refused(capsys, export(folder, tmp_path / "out"), f"{folder} holds the weights of the run {old}, which was trained there")
+
+
+def test_tests_of_earlier_weights_of_the_same_run_are_not_shown(twice, home, tmp_path, monkeypatch):
+    folder, run, _ = twice
+    monkeypatch.chdir(folder)
+    measure(tmp_path, "merged", "before")
+    fit(home, "twice", folder, ("--ckpt_path", "last", "--trainer.max_epochs", "3"), lora={"rank": 4, "alpha": 8})
+    assert (folder / "mlflow_run_id").read_text().strip() == run
+    measure(tmp_path, "merged", "after")
+    with monkeypatch.context() as patch:
+        about = SearchAgent.about
+        patch.setattr(SearchAgent, "about", lambda self: {k: v for k, v in about(self).items() if k != "model_digest"})
+        measure(tmp_path, "merged", "unknown")
+    assert export(folder, tmp_path / "out") == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "2 questions of `after.jsonl`" in card
+    assert "before" not in card.partition("## Results")[2].replace("before these weights", "")
+    assert "unknown.jsonl" not in card, "which does not say what it measured"
+
+
 # --- the card -----------------------------------------------------------------------------------------------------------------
 
 
-def measure(home, folder, name):
+def measure(home, folder, name, *options):
     questions = home / f"{name}.jsonl"
     write_rows(questions, [{"id": f"q{n}", "question": f"Who is {n}?", "answers": ["nobody"]} for n in range(2)])
     words = ["--model.engine=transformers", "--model.limits.max_turns=1", "--model.limits.turn_tokens=4"]
     words += [f"--trainer.default_root_dir={home / name}", "--trainer.accelerator=cpu", "--model=SearchAgent"]
     words += [f"--model.model_path={folder}", "--data=QuestionDataModule", f"--data.test_file={questions}"]
+    words += options
     words.sort(key=lambda word: word not in ("--model=SearchAgent", "--data=QuestionDataModule"))
     assert main(["test", *words]) == 0
 
@@ -236,8 +312,8 @@ def test_the_card_is_the_lineage(home, tmp_path, monkeypatch):
     lines = card.text.splitlines()
     assert "# sft" in lines
     assert f"| train | train.jsonl | 8 | `{file_digest(home / 'train.jsonl')}` |" in lines
-    for line in ("| model.lora.rank | 4 |", "| model.learning\\_rate | 0.02 |", "| trainer.max\\_epochs | 2 |"):
-        assert line.replace("\\_", "_") in lines
+    for line in ("| model.lora.rank | 4 |", "| model.learning_rate | 0.02 |", "| trainer.max_epochs | 2 |", "| seed | 0 |"):
+        assert line in lines
     assert "### 1. sft: SFT" in lines
     assert "seeker data traces --input_file train_raw.jsonl --output_file train.jsonl" in lines
     assert f"2 questions of `of-last.jsonl` (`{file_digest(home / 'of-last.jsonl')}`)" in card.text
@@ -280,6 +356,51 @@ def test_the_card_without_a_run_says_so(home, tmp_path, monkeypatch, capsys):
     assert "These weights were not tested" in text
 
 
+def test_the_card_hides_secrets_and_shows_zeros():
+    kept = {"max_tokens": 7, "micro_tokens": 8, "tokenizer": "own", "monkey": 1, "weights": {"search": 0.0}, "count": 0}
+    hidden = {"api_key": "hush", "access_token": "hush", "Token": "hush", "judge": {"secret": "hush"}, "db_password": "hush"}
+    config = {"model": {"class_path": "SFT", "init_args": kept | hidden | {"shuffle": False}}, "seed_everything": 0}
+    assert dict(told_settings(config)) == {
+        "model.max_tokens": "7",
+        "model.micro_tokens": "8",
+        "model.tokenizer": "own",
+        "model.monkey": "1",
+        "model.weights.search": "0.0",
+        "model.count": "0",
+        "seed": "0",
+    }
+    command = "seeker fit --model.api_key=hush --model.token 'hu sh' --model.max_tokens=7 --model.name 'a b' /home/me/x.yaml"
+    shown = "seeker fit --model.api_key=HIDDEN --model.token HIDDEN --model.max_tokens=7 --model.name 'a b' x.yaml"
+    assert told_command(command) == shown
+
+
+def test_the_card_counts_questions_not_samples(home, tmp_path):
+    measure(home, home / "full/merged", "sampled", "--model.eval_samples=3", "--model.eval_temperature=1.0")
+    assert export("full", tmp_path / "out") == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "2 questions of `sampled.jsonl`" in card
+    assert " n counts episodes, 3 of a question.\n\n| metric |" in card
+    assert "- sampled.jsonl has 2 questions only: read the intervals, not the means." in card
+    assert "- Of the 6 episodes of sampled.jsonl it answered 0.0% exactly as asked" in card
+
+
+def test_the_card_of_a_dialect_of_ones_own(home, tmp_path, monkeypatch):
+    (tmp_path / "card_dialect.py").write_text(
+        "from project.dialects import TagsDialect\n\n\nclass Own(TagsDialect):\n    pass\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = shutil.copytree(home / "sft/merged", tmp_path / "own")
+    told = json.loads((folder / "seeker.json").read_text())
+    (folder / "seeker.json").write_text(json.dumps(told | {"dialect": "card_dialect.Own"}))
+    assert export(folder, tmp_path / "out") == 0
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.tags == ["seeker", "search-agent"]
+    where = "a class of its own, whose module is needed to load this folder with Seeker"
+    assert f"| dialect | `card_dialect.Own`: {where} |" in card.text.splitlines()
+    assert "The class `card_dialect.Own` writes and reads its turns" in card.text
+    assert "<search>` and `</search>" not in card.text
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +441,16 @@ def test_a_full_folder_is_left_alone(home, tmp_path, capsys):
     assert (tmp_path / "out/README.md").stat().st_mtime_ns == before
 
 
+def test_the_current_folder_is_filled_and_stays_the_same(home, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert export("sft", ".") == 0
+    assert os.path.samefile(".", tmp_path / "here"), "not another one under its name"
+    assert {"README.md", "model.safetensors"} <= set(os.listdir("."))
+    assert not list(Path().glob(".*"))
+    assert "# sft" in Path("README.md").read_text()
+
+
 def test_an_adapter_on_another_base_is_refused(home, tmp_path, capsys):
     shutil.move(home / "base", tmp_path / "kept")
     try:
@@ -355,6 +486,7 @@ class Api:
     """Stands in for the hub: notes what it is asked, and keeps what is pushed."""
 
     calls: list
+    held: dict
 
     def create_repo(self, repo_id, **options):
         self.calls.append(("create_repo", repo_id, options))
@@ -363,13 +495,39 @@ class Api:
         return SimpleNamespace(private=True)
 
     def upload_folder(self, *, folder_path, **options):
-        self.calls.append(("upload_folder", {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}, options))
+        made = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
+        self.calls.append(("upload_folder", made, options))
+        pattern = options["delete_patterns"]
+        self.held = type(self).held = {k: v for k, v in self.held.items() if not (pattern and fnmatch(k, pattern))} | made
         return SimpleNamespace(commit_url="https://hub/me/agent/commit/1")
 
 
-def test_one_commit_of_the_folder(home, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def hub(monkeypatch):
     monkeypatch.setattr(Api, "calls", [], raising=False)
+    monkeypatch.setattr(Api, "held", {}, raising=False)
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_second_push_leaves_nothing_of_the_first(home, tmp_path):
+    Api.held.update({"adapter_config.json": b"{}", "adapter_model.safetensors": b"old", "logs/one.txt": b"old"})
+    assert export("sft", tmp_path / "out", "--push", "me/agent") == 0
+    assert Api.held.keys() == set(os.listdir(tmp_path / "out")), "transformers loads an adapter that lies beside a model"
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_failed_push_names_a_way_that_works(home, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Api, "create_repo", lambda self, *words, **options: (_ for _ in ()).throw(OSError("no route")))
+        status = export("sft", tmp_path / "out", "--push", "me/agent")
+    way = f"and run this again ({tmp_path / 'out'} is written: remove it first, or give another --to)"
+    refused(capsys, status, way, exit_status=1)
+    assert export("sft", tmp_path / "other", "--push", "me/agent") == 0
+
+
+@pytest.mark.usefixtures("hub")
+def test_one_commit_of_the_folder(home, tmp_path, capsys):
     assert export("sft", tmp_path / "dry", "--push", "me/agent", "--dry_run") == 0
     assert Api.calls == []
     assert export("sft", tmp_path / "out", "--push", "me/agent") == 0
