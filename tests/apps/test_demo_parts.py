@@ -7,8 +7,10 @@ from project.apps.demo import corpora as corpora_module
 from project.apps.demo.corpora import Corpora
 from project.apps.demo.live import Controls, Ended
 from project.apps.demo.models import Models
+from project.cli import main
 from project.errors import InputError
 from project.records import Question
+from project.writing import write_rows
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +80,7 @@ def documents(tmp_path, monkeypatch):
 
 
 def found(corpora, name, session):
-    import asyncio
-
-    (hits,) = asyncio.run(corpora.get(name, session).search(["boiler"], 3))
-    return [hit.passage.text for hit in hits]
+    return [hit.passage.text for hit in corpora.search(name, session, "boiler", 3)]
 
 
 def test_nobodys_corpus_is_replaced(documents):
@@ -113,3 +112,12 @@ def test_what_cannot_be_indexed_leaves_nothing(documents, tmp_path):
         corpora.add([empty], "empty", "anna")
     assert corpora.names("anna") == ["facts"]
     assert list((tmp_path / "demo").iterdir()) == []
+
+
+def test_a_table_of_lancedb_is_searched_again_and_again(tmp_path):
+    write_rows(tmp_path / "passages.jsonl", [{"id": "a", "title": "Oslo", "text": "Oslo is the capital of Norway."}])
+    words = ["--passages", str(tmp_path / "passages.jsonl"), "--output_dir", str(tmp_path / "table"), "--engine", "lance"]
+    assert main(["index", "build", *words, "--lance.vectors", "false"]) == 0
+    corpora = Corpora({"table": str(tmp_path / "table")})
+    for _ in range(2):
+        assert [hit.passage.id for hit in corpora.search("table", "anna", "capital", 3)] == ["a"]

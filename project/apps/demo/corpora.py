@@ -5,6 +5,7 @@ Documents are brought by somebody: on a page that others reach they are shown to
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import threading
@@ -18,6 +19,7 @@ from project.corpus.engines.choose import Remote, open_engine
 from project.corpus.index import MANIFEST, RankingSettings
 from project.corpus.retrievers import Retriever
 from project.errors import InputError
+from project.records import Hit
 from project.tracking.store import project_root
 
 LONGEST = 60
@@ -35,6 +37,7 @@ class Corpora:
     _owners: dict[str, str] = field(default_factory=dict)
     _open: dict[str, Retriever] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
+    _loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     def find(cls, index: Path | None, retrieval_url: str | None, *, shared: bool = True) -> Corpora:
@@ -83,6 +86,21 @@ class Corpora:
                 else:
                     self._open[name], _ = open_engine(place, None, RankingSettings(), Remote())
             return self._open[name]
+
+    def search(self, name: str, session: str, query: str, topk: int) -> list[Hit]:
+        """Return what a corpus has for a query, from one thread for all: engines keep connections by event loop.
+
+        Raises:
+            InputError: as `get`.
+            RetrievalError: the search failed.
+        """
+        retriever = self.get(name, session)
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="seeker-corpora", daemon=True).start()
+        (hits,) = asyncio.run_coroutine_threadsafe(retriever.search([query], topk), self._loop).result()
+        return hits
 
     def add(self, files: Sequence[Path], name: str, session: str) -> tuple[str, int]:
         """Cut documents into passages, index them, and return the corpus's name and how many passages it has.

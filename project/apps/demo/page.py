@@ -6,12 +6,12 @@ a sentence on the page.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -21,10 +21,10 @@ from project.apps.demo.episodes import Episodes, find_episodes
 from project.apps.demo.live import Asking, Controls
 from project.apps.demo.models import Models
 from project.apps.demo.story import Story
-from project.corpus.retrievers import Retriever
 from project.errors import SeekerError
-from project.records import Hit, Question
+from project.records import Question
 
+Done = TypeVar("Done")
 NOBODY = "(none)"
 """The choice of no second model."""
 POLL_S = 0.05
@@ -157,10 +157,9 @@ class Demo:
         self._running[session] = run
         yield _outcome([LOADING], running=True)
         try:
-            self._begin(run, question, names, self.corpora.get(corpus, session), _controls(values))
-            yield from self._follow(names, run)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the page says it, and can be used again
-            yield _outcome([draw_error(sentence(error))], running=False)
+            begin = partial(self._begin, run, question, names, corpus, session, _controls(values))
+            wrong = guarded(begin, lambda said: said)
+            yield from self._follow(names, run) if wrong is None else [_outcome([wrong], running=False)]
         finally:  # it is over, or the person has left
             run.stop()
             for name in run.borrowed:
@@ -168,9 +167,11 @@ class Demo:
             if self._running.get(session) is run:
                 del self._running[session]
 
-    def _begin(self, run: _Run, question: str, names: Sequence[str], retriever: Retriever, controls: Controls) -> None:
+    def _begin(
+        self, run: _Run, question: str, names: Sequence[str], corpus: str, session: str, controls: Controls
+    ) -> str | None:
         known = {one.question: one.answers for one in self.examples}
-        models = []
+        retriever, models = self.corpora.get(corpus, session), []
         for name in names:
             models.append(self.models.borrow(name))
             run.borrowed.append(name)
@@ -179,6 +180,7 @@ class Demo:
         run.askings = [one.ask(asked, controls, retriever) for one in models]
         if run.stopped:  # while the models were loaded
             run.stop()
+        return None
 
     def _follow(self, names: Sequence[str], run: _Run) -> Iterator[tuple[Any, ...]]:
         stories, drawn_at = run.stories, 0.0
@@ -212,12 +214,8 @@ class Demo:
         """Ask a corpus one query."""
         if not query.strip():
             return draw_error("Type a query first.")
-        try:
-            retriever, began = self.corpora.get(corpus, str(request.session_hash)), time.monotonic()
-            (hits,) = asyncio.run(_searched(retriever, query, int(topk)))
-        except Exception as error:  # noqa: BLE001 - as above
-            return draw_error(sentence(error))
-        return draw_hits(query, hits, time.monotonic() - began)
+        began, search = time.monotonic(), partial(self.corpora.search, corpus, str(request.session_hash), query, int(topk))
+        return guarded(lambda: draw_hits(query, search(), time.monotonic() - began), lambda said: said)
 
     # --- documents ---------------------------------------------------------------------------------------------------
 
@@ -231,11 +229,10 @@ class Demo:
 
     def add(self, request: gr.Request, files: list[str] | None, name: str) -> tuple[Any, ...]:
         """Index a person's documents and choose them."""
-        session = str(request.session_hash)
-        try:
-            corpus, passages = self.corpora.add([Path(file) for file in files or ()], name, session)
-        except Exception as error:  # noqa: BLE001 - as above
-            return draw_error(sentence(error)), gr.skip()
+        return guarded(lambda: self._added(files or [], name, str(request.session_hash)), lambda said: (said, gr.skip()))
+
+    def _added(self, files: Sequence[str], name: str, session: str) -> tuple[Any, ...]:
+        corpus, passages = self.corpora.add([*map(Path, files)], name, session)
         chosen = gr.update(choices=self.corpora.names(session), value=corpus)
         said = f"{passages:,} passages of '{corpus}' are indexed and chosen; ask about them on the first tab."
         return f'<div class="seeker"><p role="status">{said}</p></div>', chosen
@@ -255,28 +252,29 @@ class Demo:
 
     def open(self, where: str) -> tuple[Any, ...]:
         """List the episodes of a run or a results file, and show the first."""
-        try:
-            found = find_episodes(where, files=self.files)
-            drawn = found.draw(0)
-        except Exception as error:  # noqa: BLE001 - as above
-            return None, gr.update(choices=[], value=None), draw_error(sentence(error))
-        return found, gr.update(choices=list(found.labels), value=found.labels[0], label=found.summary), drawn
+        return guarded(lambda: self._opened(where), lambda said: (None, gr.update(choices=[], value=None), said))
+
+    def _opened(self, where: str) -> tuple[Any, ...]:
+        found = find_episodes(where, files=self.files)
+        first = gr.update(choices=list(found.labels), value=found.labels[0], label=found.summary)
+        return found, first, found.draw(0)
 
     def show(self, held: Episodes | None, label: str) -> str:
         """Show an episode."""
         return held.draw(held.labels.index(label)) if held is not None and label in held.labels else ""
 
 
-def sentence(error: Exception) -> str:
-    """Return what went wrong in one sentence; what is no error of Seeker's own is named."""
-    return str(error) if isinstance(error, SeekerError) else f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+def guarded(work: Callable[[], Done], failed: Callable[[str], Done]) -> Done:
+    """Return what `work` gives, or what `failed` makes of the sentence, as HTML, that says what went wrong.
 
-
-async def _searched(retriever: Retriever, query: str, topk: int) -> list[list[Hit]]:
+    A page has no other place to say it, and must be usable afterwards: whatever is no error of Seeker's own is named.
+    """
     try:
-        return await retriever.search([query], topk)
-    finally:
-        await retriever.aclose()  # this loop's connections
+        return work()
+    except SeekerError as error:
+        return failed(draw_error(str(error)))
+    except Exception as error:  # noqa: BLE001 - see above
+        return failed(draw_error(f"{type(error).__name__}: {' '.join(str(error).split()):.300}"))
 
 
 def _slider(name: str) -> gr.Slider:
