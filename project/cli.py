@@ -17,7 +17,7 @@ from typing import cast
 
 from project.boundary import guarded
 from project.errors import InputError
-from project.runtime import prepare_process, start_with_tcmalloc
+from project.runtime import own_event_loops, prepare_process, start_with_tcmalloc
 from project.usage import group_usage, groups, no_verb, start_screen, usage
 from project.verb_parser import run
 
@@ -92,7 +92,8 @@ def main(args: list[str] | None = None) -> int:
             start_with_tcmalloc()
     if os.getcwd() not in sys.path:  # classes of the user's own are found there, behind all that is installed
         sys.path.append(os.getcwd())
-    return guarded(lambda: _dispatch(args))
+    with own_event_loops():
+        return guarded(lambda: _dispatch(args))
 
 
 def descriptions() -> dict[str, str]:

@@ -55,6 +55,22 @@ def prepare_process() -> None:
 
 
 @contextmanager
+def own_event_loops() -> Iterator[None]:
+    """Let what runs inside open event loops though this thread runs one: a notebook's, which waits meanwhile."""
+    asyncio = sys.modules.get("asyncio")
+    running = asyncio._get_running_loop() if asyncio else None
+    if asyncio is None or running is None:
+        yield
+        return
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(running)
+        asyncio.set_event_loop(running)
+
+
+@contextmanager
 def rare_collections() -> Iterator[None]:
     """Look for cyclic garbage less often while a block lasts.
 

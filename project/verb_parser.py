@@ -9,7 +9,7 @@ from __future__ import annotations
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from project.errors import InputError
 
@@ -35,7 +35,12 @@ def make_parser(verb: str, function: Callable[..., None]) -> ArgumentParser:
 
 
 def run(verb: str, function: Callable[..., None], words: list[str], word_option: str | None) -> None:
-    """Call a verb's function with what its words say.
+    """Call a verb's function with what its words say; see `parsed`."""
+    function(**parsed(verb, function, words, word_option))
+
+
+def parsed(verb: str, function: Callable[..., None], words: list[str], word_option: str | None) -> dict[str, Any]:
+    """Return the arguments of a verb's function that its words say.
 
     Args:
         verb: as it is typed.
@@ -58,7 +63,7 @@ def run(verb: str, function: Callable[..., None], words: list[str], word_option:
         said = one_sentence(str(error), parser._option_string_actions)
         raise InputError(with_hint(said, f"`seeker {verb} --help` lists the options")) from error
     given = {key: value for key, value in options.items() if key != "config" or "config" in parameters}
-    function(**given, **({"overrides": overrides} if "overrides" in parameters else {}))
+    return {**given, **({"overrides": overrides} if "overrides" in parameters else {})}
 
 
 def _with_flags(args: list[str], parameters: Mapping[str, Parameter]) -> list[str]:

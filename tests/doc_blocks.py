@@ -1,14 +1,23 @@
-"""The fenced blocks of a page: files that it shows, and commands that it tells people to type."""
+"""The fenced blocks of a page: files that it shows, and commands that it tells people to type.
+
+A block ```` ```bash ```` is run, one whose title begins with `needs ` is not (unless all it needs is minutes, and they are
+there); any other title is the name of the file that the block shows, from the folder that the page begins in. A block without
+a language (README.md) shows commands with words like DIR and …, and what they do two spaces on.
+"""
 
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 _BLOCK = re.compile(
-    r"^```(?P<language>\w+)?(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(?P<indent> *)```(?P<language>\w+)?(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
 )
+_ENDS = {";", "|", "||", "&", "&&", ">", ">>", "<", "(", ")", "2>", "2>&1"}
 
 
 @dataclass(frozen=True)
@@ -18,28 +27,84 @@ class Block:
     text: str
 
     @property
+    def is_file(self) -> bool:
+        return bool(self.title) and not self.title.startswith("needs ")
+
+    def is_run(self, *, minutes: bool = False) -> bool:
+        needs_minutes = re.fullmatch(r"needs (\S+|a few) minutes", self.title)
+        return self.language == "bash" and (not self.title or (minutes and bool(needs_minutes)))
+
+    @property
     def commands(self) -> list[list[str]]:
         """The words of each command, comments taken off and continued lines joined."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
+    @property
+    def seeker_commands(self) -> list[list[str]]:
+        """The words behind each `seeker`."""
+        if self.language == "bash" and not self.is_file:
+            return [found for line in self.text.replace("\\\n", " ").splitlines() for found in _of_bash(line)]
+        lines = self.text.splitlines() if not self.language else []
+        return [found for line in lines if line.startswith("seeker ") for found in of_readme(line)]
+
 
 def blocks(page: Path | str) -> list[Block]:
-    text = (DOCS / page).read_text("utf-8")
-    return [Block(m["language"] or "", m["title"] or "", m["text"]) for m in _BLOCK.finditer(text)]
+    return _blocks((DOCS / page).read_text("utf-8"))
 
 
 def sections(page: Path | str) -> dict[str, list[Block]]:
     """Return a page's blocks by the heading that they stand under."""
     text = (DOCS / page).read_text("utf-8")
     parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
-    return {
-        name: [Block(m["language"] or "", m["title"] or "", m["text"]) for m in _BLOCK.finditer(body)]
-        for name, body in zip(parts[1::2], parts[2::2], strict=True)
-    }
+    return {name: _blocks(body) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def write_files(folder: Path, found: list[Block]) -> None:
     for block in found:
-        if block.title:
+        if block.is_file:
+            (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.title).write_text(block.text, "utf-8")
+
+
+def script(found: list[Block], *, minutes: bool) -> str:
+    """Return a page as a bash script: its files are written and its commands run, in order."""
+    parts = ["set -e", "page=$PWD"]
+    for number, block in enumerate(found):
+        if block.is_file:
+            name, end = f'"$page"/{shlex.quote(block.title)}', f"END_{number}"
+            parts.append(f"mkdir -p \"$(dirname {name})\"\ncat > {name} <<'{end}'\n{block.text}{end}")
+        elif block.is_run(minutes=minutes):
+            parts.append(block.text)
+    return "\n".join(parts) + "\n"
+
+
+def _blocks(text: str) -> list[Block]:
+    return [Block(m["language"] or "", m["title"] or "", dedent(m["text"])) for m in _BLOCK.finditer(text)]
+
+
+def _of_bash(line: str) -> list[list[str]]:
+    """The words behind each `seeker` or `-m project` of a line, up to the end of that command."""
+    read = shlex.shlex(line, posix=True, punctuation_chars=";|&<>()")
+    read.whitespace_split = True
+    found: list[list[str]] = []
+    before, inside = "", False
+    for word in read:
+        if word in _ENDS:
+            inside = False
+        elif inside:
+            found[-1].append(word)
+        elif word == "seeker" or (word == "project" and before == "-m"):
+            found.append([])
+            inside = True
+        before = word
+    return found
+
+
+def of_readme(line: str) -> list[list[str]]:
+    """The words of `seeker data steps|phases FILE [--seed N]   what it does`: one command a verb, all of its options."""
+    left = re.split(r"\s{2,}", line)[0].partition(" > ")[0].replace(" | ", " ")
+    left = re.sub(r"\[((?:--|[A-Z])[^\]]*)\]", r"\1", left)
+    words = [re.sub(r"^([A-Z_]+)\|[A-Z_|]+$", r"\1", word) for word in shlex.split(left)[1:]]
+    choices = next(((i, word.split("|")) for i, word in enumerate(words[:2]) if "|" in word), (0, words[:1]))
+    return [[*words[: choices[0]], choice, *words[choices[0] + 1 :]] for choice in choices[1]]

@@ -1,5 +1,6 @@
 """The process's allocator: tcmalloc from the start where the system has it, and before that what the user chose."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -62,3 +63,14 @@ def test_only_a_verb_typed_at_a_terminal_starts_over(monkeypatch):
     assert cli.main(["no-such-verb"]) == 2
     monkeypatch.setattr(sys, "argv", ["seeker", "--help"])
     assert cli.main() == 0
+
+
+def test_a_command_may_run_an_event_loop_inside_a_notebooks():
+    async def cell() -> int:
+        with runtime.own_event_loops():
+            found = asyncio.run(asyncio.sleep(0, 3))
+        return found + await asyncio.sleep(0, 1)  # the notebook's own goes on
+
+    assert asyncio.run(cell()) == 4
+    with runtime.own_event_loops():
+        assert asyncio.run(asyncio.sleep(0, 5)) == 5

@@ -40,9 +40,13 @@ class LoRA:
     """
 
     rank: int = 16
+    """Of the two matrices beside each layer's."""
     alpha: int = 32
+    """Their product counts alpha / rank."""
     dropout: float = 0.0
+    """Share of what goes into them that is set to 0 in training."""
     nf4: bool = False
+    """Hold the layers themselves in 4 bits."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,11 @@ class AgentSettings:
     """What training, rollouts and evaluation of a model must share; stored beside its weights."""
 
     dialect: DialectName = "tags"
+    """How the agent writes: tags, tools, or a class of your own, as module.Class."""
     decision_tokens: bool | None = None
+    """Whether a token right behind the thought says that it searches or answers; by default as the dialect has it."""
     history: History = "append"
+    """Whether earlier turns stay as they were written (append), or as the chat template writes them anew (template)."""
 
     @classmethod
     def load(cls, folder: Path) -> AgentSettings | None:

@@ -31,7 +31,9 @@ class PPOSettings:
     """The numbers of the algorithm."""
 
     episodes_per_question: int = 4
+    """In an update."""
     temperature: float = 1.0
+    """Of the sampling in training; the trainer divides its logits by it too."""
     resample_rounds: int = 0
     """Times that questions whose episodes all earned the same are replaced by as many others, which then are rolled out."""
     overlap: bool = False
@@ -41,6 +43,7 @@ class PPOSettings:
     estimator: EstimatorName = "gae"
     """How rewards become advantages: gae (with a critic), rloo, grpo, reinforce++, or a class of your own, as module.Class."""
     inner_epochs: int = 1
+    """Passes of the policy's steps over an update's episodes."""
     minibatch_episodes: int = 16
     """Episodes in one optimizer step, about."""
     micro_episodes: int = 4
@@ -70,11 +73,13 @@ class PPOSettings:
     entropy_coef: float = 0.0
     """Of the entropy bonus in the loss."""
     gamma: float = 1.0
+    """Discount a trained token: 1 pays the last and the first alike."""
     lam: float = 1.0
     """GAE's lambda: 1 pays the episode's reward to every token against the critic's baseline. Estimators without one use 1."""
     importance_cap: float = 2.0
     """Cap of p_trainer / p_engine, which corrects for the engine's rounding, and for its age with `overlap`."""
     max_grad_norm: float = 1.0
+    """Of each optimizer step's gradient, which is scaled down to it."""
     flat_updates: int = 10
     """Updates in a row without a difference in reward, which train nothing, that stop the run."""
     critic_in: Literal["head", "adapter", "model"] = "head"

@@ -46,10 +46,13 @@ class Sampling:
     temperature: float = 0.7
     """0 = greedy."""
     max_tokens: int = 2048
+    """Of a reply."""
     top_p: float = 1.0
+    """Sample among the likeliest tokens that together have this probability; 1 = all."""
     repetition_penalty: float = 1.0
     """Above 1 against loops; vLLM's, which not every endpoint knows."""
     stop: tuple[str, ...] = ()
+    """Texts that end a reply."""
 
     def told(self) -> Row:
         """Return what a manifest and a request's key hold."""

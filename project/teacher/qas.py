@@ -47,9 +47,13 @@ class Grid:
     """What each question's sampling is drawn from."""
 
     temperature: tuple[float, ...] = (0.5, 0.6, 0.7, 0.9)
+    """0 = greedy."""
     top_p: tuple[float, ...] = (0.9, 0.95, 1.0)
+    """Probability that the tokens to sample among have together."""
     repetition_penalty: tuple[float, ...] = (1.0, 1.05)
+    """Above 1 against loops."""
     max_tokens: tuple[int, ...] = (512, 1024, 2048)
+    """Of a reply."""
 
     def __post_init__(self) -> None:
         """Refuse a grid without points."""
