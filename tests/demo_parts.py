@@ -8,7 +8,9 @@ from tiny import tiny_model_folder
 from project.apps.demo.live import LiveModel
 from project.corpus.index import Index
 from project.dialects import get_dialect
-from project.records import Passage
+from project.evaluation.metrics import Estimate
+from project.evaluation.results import ResultsFile, episode_row
+from project.records import Episode, FinishReason, Message, Passage, Question, Turn
 from project.rollouts.engines.protocol import Generation
 
 PASSAGES = [
@@ -63,3 +65,28 @@ def scripted(folder: Path, turns, pause_s=0.0) -> LiveModel:
 
 def small_index() -> Index:
     return Index.from_passages(PASSAGES)
+
+
+TURN = Turn((1, 2), (3, 4), (-0.1, -0.2), 0, True, fresh=True, clock_ns=(1_000, 2_000, 3_000))
+
+
+def episode(number: int, answer: str) -> Episode:
+    said = (
+        Message("system", "Answer."),
+        Message("user", "Question: Where?"),
+        Message("assistant", "<think>\nI look.\n</think>\n<search>\nwhere\n</search>"),
+        Message("user", "<information>\nDoc 1 (Title: Oslo)\nOslo is in Norway, <b>so</b>.\n</information>"),
+        Message("assistant", f"<answer>\n{answer}\n</answer>"),
+    )
+    question = Question(f"q{number}", f"Where is number {number}?", ("Norway",))
+    return Episode(question, (TURN, TURN), said, FinishReason.ANSWER, answer, ("where",), (("oslo",),))
+
+
+def results_folder(folder: Path) -> Path:
+    """Write the results of two episodes, as `seeker test` does, one of them right."""
+    file = ResultsFile(folder)
+    folder.mkdir()
+    scored = ((episode(0, "Norway"), {"em": 1.0, "f1": 0.5}), (episode(1, "Peru"), {"em": 0.0, "f1": 0.5}))
+    file.extend(episode_row(one, 0, scores) for one, scores in scored)
+    file.finish({"em": Estimate(0.5, 0.0, 1.0, 2)}, {"run": "held-out"})
+    return folder

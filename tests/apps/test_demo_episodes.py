@@ -1,40 +1,17 @@
 """Episodes of the past on the demo's page: of a results file, of a run that kept one, and of a run's traces."""
 
 import pytest
+from demo_parts import episode, results_folder
 
 from project.apps.demo.episodes import find_episodes
 from project.errors import InputError, TrackingError
-from project.evaluation.metrics import Estimate
-from project.evaluation.results import ResultsFile, episode_row
-from project.records import Episode, FinishReason, Message, Question, Turn
 from project.tracking.episodes import store_trace, trace_of
 from project.tracking.store import client
-
-TURN = Turn((1, 2), (3, 4), (-0.1, -0.2), 0, True, fresh=True, clock_ns=(1_000, 2_000, 3_000))
-
-
-def episode(number: int, answer: str) -> Episode:
-    said = (
-        Message("system", "Answer."),
-        Message("user", "Question: Where?"),
-        Message("assistant", "<think>\nI look.\n</think>\n<search>\nwhere\n</search>"),
-        Message("user", "<information>\nDoc 1 (Title: Oslo)\nOslo is in Norway, <b>so</b>.\n</information>"),
-        Message("assistant", f"<answer>\n{answer}\n</answer>"),
-    )
-    question = Question(f"q{number}", f"Where is number {number}?", ("Norway",))
-    return Episode(question, (TURN, TURN), said, FinishReason.ANSWER, answer, ("where",), (("oslo",),))
 
 
 @pytest.fixture
 def results(tmp_path):
-    file = ResultsFile(tmp_path / "held out")
-    file.folder.mkdir()
-    file.extend(
-        episode_row(episode(i, answer), 0, {"em": float(answer == "Norway"), "f1": 0.5})
-        for i, answer in enumerate(("Norway", "Peru"))
-    )
-    file.finish({"em": Estimate(0.5, 0.0, 1.0, 2)}, {"run": "held-out"})
-    return file.folder
+    return results_folder(tmp_path / "held out")
 
 
 def test_a_results_folder_is_listed_and_drawn(results):

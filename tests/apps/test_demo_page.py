@@ -4,7 +4,7 @@ import shutil
 import socket
 
 import pytest
-from demo_parts import ANSWER, SEARCH, scripted, small_index, tags_folder
+from demo_parts import ANSWER, SEARCH, results_folder, scripted, small_index, tags_folder
 
 from project.apps.demo import corpora as corpora_module
 from project.apps.demo.corpora import Corpora
@@ -255,3 +255,17 @@ def test_an_error_of_any_kind_leaves_a_page_that_works(page, demo, monkeypatch):
     monkeypatch.setattr(demo.models, "borrow", borrow)
     page.locator("#ask:not([disabled])").click()
     page.wait_for_selector("#left .final")
+
+
+def test_an_episode_of_a_results_folder_is_opened(page, tmp_path):
+    folder = results_folder(tmp_path / "held out")
+    page.get_by_role("tab", name="Episodes").click()
+    type_into(page, "#where", str(folder))
+    page.click("#open")
+    page.wait_for_selector("#shown .card.results")
+    assert "answer: Norway" in page.inner_text("#shown")
+    choose(page, "#episode", "2. EM 0: Where is number 1?")
+    page.wait_for_selector("#shown :text('answer: Peru')")
+    type_into(page, "#where", "no such run")
+    page.click("#open")
+    page.wait_for_selector("#shown .end:has-text('no such run')")

@@ -46,6 +46,16 @@ def test_the_one_that_was_idle_longest_makes_room(models):
     assert list(models._loaded) == ["a", "c"]
 
 
+def test_without_a_model_the_quickstarts_ppo_is_opened_and_other_runs_can_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr("project.apps.demo.models.runs_folder", lambda: tmp_path)
+    for run in ("quickstart-sft", "quickstart-ppo", "pipeline/1-multiturn"):
+        (tmp_path / run / "merged").mkdir(parents=True)
+        (tmp_path / run / "merged" / "config.json").write_text("{}")
+    found = Models.find((), "transformers", 2048)
+    assert found.names == ["quickstart-ppo", "pipeline/1-multiturn", "quickstart-sft", "SmolLM2-135M-Instruct, untrained"]
+    assert found.paths["quickstart-ppo"] == str(tmp_path / "quickstart-ppo" / "merged")
+
+
 def test_models_of_one_name_are_both_there(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("project.apps.demo.models.runs_folder", lambda: tmp_path)
     given = ["runs/x/merged", "runs/x/merged_best"]
