@@ -131,3 +131,12 @@ def test_a_table_of_lancedb_is_searched_again_and_again(tmp_path):
     corpora = Corpora({"table": str(tmp_path / "table")})
     for _ in range(2):
         assert [hit.passage.id for hit in corpora.search("table", "anna", "capital", 3)] == ["a"]
+
+
+def test_without_an_index_the_quickstarts_comes_first(documents, tmp_path):
+    for name in ("a", "quickstart", "z"):
+        folder = tmp_path / "data" / name / "index"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+    assert Corpora.find(None, None).names("") == ["quickstart", "a", "z"]
+    assert Corpora.find(None, "http://127.0.0.1:1").names("")[:2] == ["http://127.0.0.1:1", "quickstart"]

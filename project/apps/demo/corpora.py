@@ -22,6 +22,8 @@ from project.errors import InputError
 from project.records import Hit
 from project.tracking.store import project_root
 
+QUICKSTART = Path("data/quickstart/index")
+"""The index that the page opens with where none is given."""
 LONGEST = 60
 """Letters of a name."""
 
@@ -49,7 +51,8 @@ class Corpora:
         if index is not None and retrieval_url is not None:
             raise InputError("--index and --retrieval_url are both given; give one of them")
         given = [str(index)] if index is not None else [retrieval_url] if retrieval_url else []
-        found = [str(path.parent) for path in sorted(project_root().glob(f"data/**/{MANIFEST}"))]
+        indexes = [path.parent for path in sorted(project_root().glob(f"data/**/{MANIFEST}"))]
+        found = [str(path) for path in sorted(indexes, key=lambda path: path != project_root() / QUICKSTART)]
         brought = [str(path.parent) for path in sorted(brought_folder().glob(f"*/index/{MANIFEST}"))] if shared else []
         corpora = cls({}, shared)
         apart = {
