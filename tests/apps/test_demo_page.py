@@ -1,5 +1,6 @@
 """The demo's page in a real browser: ask, stream, stop, compare, errors, search, documents, episodes, narrow screens."""
 
+import asyncio
 import shutil
 import socket
 
@@ -59,10 +60,11 @@ def demo(tmp_path, monkeypatch):
 @pytest.fixture
 def address(demo):
     blocks = demo.page()
-    port = free_port()
+    port, policy = free_port(), asyncio.get_event_loop_policy()
     blocks.launch(server_name="127.0.0.1", server_port=port, quiet=True, prevent_thread_lock=True, css=style(), ssr_mode=False)
     yield f"http://127.0.0.1:{port}"
     blocks.close()
+    asyncio.set_event_loop_policy(policy)  # uvicorn sets uvloop's, for all that comes after it in this process
 
 
 @pytest.fixture

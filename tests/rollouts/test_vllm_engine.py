@@ -84,7 +84,8 @@ def test_an_engine_that_runs_out_of_memory_fails_every_request_with_one_sentence
     fake = SimpleNamespace(SamplingParams=SimpleNamespace, TokensPrompt=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     engine = object.__new__(vllm.VLLMEngine)
-    engine._llm, engine._waiting, engine._ids = SimpleNamespace(llm_engine=Core()), {}, itertools.count()
+    engine._llm, engine._ids = SimpleNamespace(llm_engine=Core()), itertools.count()
+    engine._waiting, engine._watched = {}, {}
     engine._pump = engine._adapter = None
 
     async def ask() -> list[object]:

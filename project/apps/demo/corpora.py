@@ -101,7 +101,7 @@ class Corpora:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="seeker-corpora", daemon=True).start()
+                threading.Thread(target=self._loop.run_forever, name="demo-corpora", daemon=True).start()
         (hits,) = asyncio.run_coroutine_threadsafe(retriever.search([query], topk), self._loop).result()
         return hits
 

@@ -243,7 +243,7 @@ class LiveModel:
         self._renderer = Renderer(self._tokenizer, self.settings.make_dialect(), self.settings.history)
         self._context_tokens = context_tokens
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="seeker-demo", daemon=True).start()
+        threading.Thread(target=self._loop.run_forever, name="demo-model", daemon=True).start()
         try:
             self._engine = self._on_thread(self._load(engine)).result()
         except BaseException:
