@@ -138,10 +138,12 @@ def command(index_dir):
 
 def test_the_sdks_client_searches_over_pipes(index_dir):
     from mcp import Client, StdioServerParameters
+    from mcp.client.stdio import stdio_client
 
     async def run():
         arguments = ["-m", "project", "serve", "mcp", "--index", str(index_dir)]
-        async with Client(StdioServerParameters(command=sys.executable, args=arguments)) as client:
+        parameters = StdioServerParameters(command=sys.executable, args=arguments)
+        async with Client(stdio_client(parameters, sys.__stderr__)) as client:  # pytest's own was there as the SDK was imported
             (tool,) = (await client.list_tools()).tools
             assert tool.name == "search"
             assert "4 passages" in tool.description

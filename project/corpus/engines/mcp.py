@@ -10,8 +10,9 @@ import asyncio
 import json
 import os
 import shlex
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,12 +118,15 @@ class McpRetriever:
 async def opened(address: str) -> AsyncIterator[Client]:
     """Give a client; over HTTP it sends the bearer token that SEEKER_RETRIEVAL_TOKEN holds, if anything."""
     from mcp import Client, StdioServerParameters
+    from mcp.client.stdio import stdio_client
     from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
 
     command, *arguments = shlex.split(address)
     if not command.startswith(("http://", "https://")):
-        async with Client(StdioServerParameters(command=command, args=arguments)) as client:
-            yield client
+        # By default the SDK takes the sys.stderr of its import for the server's, which in a notebook is no file.
+        with open(os.devnull, "w") if sys.__stderr__ is None else nullcontext(sys.__stderr__) as errors:
+            async with Client(stdio_client(StdioServerParameters(command=command, args=arguments), errors)) as client:
+                yield client
         return
     token = os.environ.get(TOKEN)
     headers = {"authorization": f"Bearer {token}"} if token else None
