@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from demo_parts import free_port
 
 from project.apps.demo.command import read_examples
 from project.cli import main
@@ -21,12 +22,6 @@ ROWS = [
     {"id": "2", "question": "Two?", "answers": ["b"], "kind": "one_hop"},
     {"id": "3", "question": "Three?", "answers": [], "kind": "unanswerable"},
 ]
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture

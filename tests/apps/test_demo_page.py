@@ -2,10 +2,9 @@
 
 import asyncio
 import shutil
-import socket
 
 import pytest
-from demo_parts import ANSWER, SEARCH, results_folder, scripted, small_index, tags_folder
+from demo_parts import ANSWER, SEARCH, free_port, results_folder, scripted, small_index, tags_folder
 
 from project.apps.demo import corpora as corpora_module
 from project.apps.demo.corpora import Corpora
@@ -18,12 +17,6 @@ CHROMIUM = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 QUESTION = "Which metal is liquid at room temperature?"
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
