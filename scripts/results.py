@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from project.evaluation.results import RESULTS
-from project.tracking.paired import PairedResult, paired_results, read_scores
+from project.tracking.kept import read_kept
+from project.tracking.paired import PairedResult
 from project.writing import write_text
 
 COLUMNS = {
@@ -49,7 +50,8 @@ def changes(folder: Path, model: str, task: str) -> dict[str, PairedResult]:
     files = [folder / name / task / RESULTS for name in (BASE, model)]
     if model == BASE or not all(file.is_file() for file in files):
         return {}
-    return {one.metric: one for one in paired_results(*map(read_scores, files))}
+    base, other = map(read_kept, files)
+    return {one.metric: one for one in base.against(other)}
 
 
 def table(folder: Path) -> str:

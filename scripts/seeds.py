@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mlflow.entities import Run
+
 from project.errors import SeekerError
-from project.tracking.compare import run_scores
-from project.tracking.paired import mean_scores, paired_results
+from project.tracking.compare import run_kept
+from project.tracking.paired import Scores, mean_scores, paired_results
 from project.tracking.store import find_run, metric_curve, quiet
 from project.tracking.trend import TRAINED, pooled_trend, trained_reward
 
@@ -27,7 +29,7 @@ def main() -> int:
     quiet()
     try:
         runs = [find_run(name) for name in given.runs]
-        for result in paired_results(run_scores(find_run(given.against)), mean_scores([run_scores(run) for run in runs])):
+        for result in paired_results(_scores(find_run(given.against)), mean_scores([_scores(run) for run in runs])):
             change = f"{result.difference:+.3f} [{result.low:+.3f}, {result.high:+.3f}]"
             print(f"{result.metric:20} {change} n={result.n} p={result.p:.4f}")
         trained = [found[0] for run in runs if (found := trained_reward(run))]
@@ -37,6 +39,11 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_status
     return 0
+
+
+def _scores(run: Run) -> Scores:
+    kept = run_kept(run)
+    return {} if kept is None else kept.scores
 
 
 if __name__ == "__main__":

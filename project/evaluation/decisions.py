@@ -41,7 +41,7 @@ def decision_scores(
     drawn = [_figures(counts[:, of_group], searched, needed, probability) for counts in resamples(size, seed)]
     found = {}
     for name, value in whole.items():
-        n = _count(name, searched, needed, probability)
+        n = count(name, searched, needed, probability)
         if not n:
             continue
         low, high = np.nanquantile(np.concatenate([block[name] for block in drawn]), [0.025, 0.975])
@@ -52,7 +52,7 @@ def decision_scores(
     return found
 
 
-def _count(name: str, searched: Numbers, needed: Numbers, probability: Numbers) -> int:
+def count(name: str, searched: Numbers, needed: Numbers, probability: Numbers) -> int:
     """Return how many questions a figure is of."""
     of = {
         "search_precision": searched,
@@ -67,7 +67,7 @@ def _count(name: str, searched: Numbers, needed: Numbers, probability: Numbers) 
 
 def _figures(weights_RN: Numbers, searched: Numbers, needed: Numbers, probability: Numbers) -> dict[str, Numbers]:
     """Return each figure's values, one for each row of weights (R)."""
-    found = _class_figures(weights_RN, searched, needed)
+    found = class_figures(weights_RN, searched, needed)
     has_forecast = ~np.isnan(probability)
     if has_forecast.any():
         weights, outcome, forecast = weights_RN[:, has_forecast], needed[has_forecast], probability[has_forecast]
@@ -77,7 +77,8 @@ def _figures(weights_RN: Numbers, searched: Numbers, needed: Numbers, probabilit
     return found
 
 
-def _class_figures(weights_RN: Numbers, searched: Numbers, needed: Numbers) -> dict[str, Numbers]:
+def class_figures(weights_RN: Numbers, searched: Numbers, needed: Numbers) -> dict[str, Numbers]:
+    """Return the figures of decisions as a classifier, one for each row of weights (R); 0 for nothing of nothing."""
     hits, misses = weights_RN @ (searched * needed), weights_RN @ ((1 - searched) * needed)
     false, right_answers = weights_RN @ (searched * (1 - needed)), weights_RN @ ((1 - searched) * (1 - needed))
     total = hits + misses + false + right_answers

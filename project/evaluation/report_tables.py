@@ -13,6 +13,7 @@ import numpy as np
 from project.errors import InputError
 from project.evaluation.decisions import BINS, calibration_error
 from project.evaluation.metrics import Estimate, Numbers, estimate, estimate_of
+from project.evaluation.paired_decisions import Decisions, decisions_of, paired_decisions
 from project.evaluation.report_data import Results, Shared
 from project.evaluation.results import SUMMARY
 from project.tracking.paired import PairedResult, Sample, paired_results
@@ -153,8 +154,10 @@ def lines(results: Sequence[Results], shared: Shared) -> list[Line]:
     found = [Line(metric, _means(results, metric), tuple(of.get(metric) for of in changes)) for metric in listed]
     summaries = [_figures_of_summary(one) for one in results]
     further = dict.fromkeys(name for one in summaries for name in one)
-    none = (None,) * (len(results) - 1)
-    return found + [Line(name, tuple(one.get(name) for one in summaries), none) for name in further]
+    decided = [_decision_changes(results[0], other, shared) for other in results[1:]]
+    return found + [
+        Line(name, tuple(one.get(name) for one in summaries), tuple(of.get(name) for of in decided)) for name in further
+    ]
 
 
 def _means(results: Sequence[Results], metric: str) -> tuple[Estimate | None, ...]:
@@ -173,6 +176,17 @@ def _changes(shared: Shared, other: int, metrics: Sequence[str]) -> dict[str, Pa
     keys = [*map(Sample, shared.groups, shared.ids)]
     first, further = ({metric: _known(keys, shared.means[number].get(metric)) for metric in metrics} for number in (0, other))
     return {result.metric: result for result in paired_results(first, further)}
+
+
+def _decision_changes(first: Results, other: Results, shared: Shared) -> dict[str, PairedResult]:
+    """Return the differences of the figures of decisions, by their names in the summary."""
+    ids = set(shared.ids)
+
+    def of(one: Results) -> Decisions:
+        decisions = decisions_of({**one.columns, **{name: values.tolist() for name, values in one.scores.items()}})
+        return decisions.rows(np.asarray([key.question in ids for key in decisions.keys], dtype=bool))
+
+    return {result.metric: result for result in paired_decisions(of(first), of(other))}
 
 
 def _known(keys: Sequence[Sample], means: Numbers | None) -> dict[Sample, float]:

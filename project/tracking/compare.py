@@ -29,7 +29,8 @@ from project.writing import write_text
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from project.tracking.paired import PairedResult, Scores
+    from project.tracking.kept import Kept
+    from project.tracking.paired import PairedResult
 
     Paired = dict[tuple[int, int], list[PairedResult]]
 
@@ -114,19 +115,19 @@ class Comparison:
         return _all_rows([_tags(one, ("dataset.",)) for one in self.runs])
 
     @cached_property
-    def scores(self) -> list[Scores]:
-        """What each run kept for each question."""
-        return [run_scores(one) for one in self.runs]
+    def kept(self) -> list[Kept | None]:
+        """What each run kept of each question."""
+        return [run_kept(one) for one in self.runs]
 
     @cached_property
     def paired(self) -> Paired:
         """The paired test of each run and the one before it."""
-        return paired_tests(self.scores, pairwise(range(len(self.runs))))
+        return paired_tests(self.kept, pairwise(range(len(self.runs))))
 
     @cached_property
     def all_paired(self) -> Paired:
         """The paired tests of all pairs."""
-        return self.paired | paired_tests(self.scores, (p for p in combinations(range(len(self.runs)), 2) if p[1] - p[0] > 1))
+        return self.paired | paired_tests(self.kept, (p for p in combinations(range(len(self.runs)), 2) if p[1] - p[0] > 1))
 
     @cached_property
     def trends(self) -> list[tuple[str, Trend] | None]:
@@ -215,29 +216,30 @@ def _metric_text(metrics: Mapping[str, float], key: str) -> str:
     return text
 
 
-def paired_tests(scores: Sequence[Scores], pairs: Iterable[tuple[int, int]]) -> Paired:
-    """Return {(position, later position): results} of the pairs of runs that kept scores for common questions."""
-    if not any(scores):
-        return {}
-    from project.tracking.paired import paired_results
-
-    found = {(earlier, later): paired_results(scores[earlier], scores[later]) for earlier, later in pairs}
+def paired_tests(kept: Sequence[Kept | None], pairs: Iterable[tuple[int, int]]) -> Paired:
+    """Return {(position, later position): results} of the pairs of runs that kept something of common questions."""
+    found = {}
+    for earlier, later in pairs:
+        first, other = kept[earlier], kept[later]
+        if first is not None and other is not None:
+            found[earlier, later] = first.against(other)
     return {pair: results for pair, results in found.items() if results}
 
 
-def run_scores(run: Run) -> Scores:
-    """Return {metric: {question: value}} of a test run, empty where it kept none."""
+def run_kept(run: Run) -> Kept | None:
+    """Return what a test run kept of each question; None for a run that kept nothing."""
     store = client()
     held = {entry.path for entry in store.list_artifacts(run.info.run_id)}
     if not held:
-        return {}
-    from project.tracking.paired import FILES, read_scores
+        return None
+    from project.tracking.kept import read_kept
+    from project.tracking.paired import FILES
 
     for name in FILES:
         if name in held:
             with tempfile.TemporaryDirectory() as folder:
-                return read_scores(Path(store.download_artifacts(run.info.run_id, name, folder)))
-    return {}
+                return read_kept(Path(store.download_artifacts(run.info.run_id, name, folder)))
+    return None
 
 
 def _all_rows(of: list[dict[str, str]]) -> Rows:

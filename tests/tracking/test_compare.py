@@ -17,6 +17,7 @@ from project.tracking.curves import Curves, Histories, sparkline, thinned
 from project.tracking.paired import paired_bootstrap, read_scores
 from project.tracking.select import select_run, select_runs
 from project.tracking.store import client
+from project.writing import write_rows
 
 
 def _run(name: str, em: dict[str, list[float]], parent: str = "", **params: str) -> str:
@@ -102,6 +103,27 @@ def test_trap_19_compare_pairs_runs_by_question(tmp_path: Path, capsys: CaptureF
         }
     ]
     assert report["runs"][1]["seeker.parent"] == base
+
+
+def test_compare_tests_the_figures_of_decisions_in_pairs(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    # The first run searches always, macro-F1 (4/6 + 0) / 2; the second as it should. See `evaluation/test_paired_decisions.py`.
+    needed, found = (True, True, False, False), tmp_path / "results.parquet"
+    for name, searched, macro_f1 in (("base", (1, 1, 1, 1), 1 / 3), ("sft", (1, 1, 0, 0), 1.0)):
+        rows = [
+            {"question_id": f"q{number}", "group": f"q{number}", "needs_search": needs, "search_probability": 0.5}
+            | {"decision_accuracy": float(did == needs)}
+            for number, (did, needs) in enumerate(zip(searched, needed, strict=True))
+        ]
+        write_rows(found, rows)
+        run_id = client().create_run("1", run_name=name).info.run_id
+        client().log_artifact(run_id, str(found))
+        client().log_metric(run_id, "test/decision_macro_f1", macro_f1)
+    assert main(["compare", "base", "sft", "--output_file", str(tmp_path / "out.json")]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "test/decision_macro_f1" in line]
+    assert "+0.667" in line
+    assert "n=4 p=0.5000" in line
+    paired = {row["metric"]: row for row in json.loads((tmp_path / "out.json").read_text())["paired"]}
+    assert paired["decision_macro_f1"]["difference"] == approx(2 / 3)
 
 
 def test_runs_of_one_name_are_not_mixed_up(capsys: CaptureFixture[str]) -> None:
