@@ -240,7 +240,7 @@ def _write(results: Iterator[Result], sinks: Mapping[str, Sink], refused: Sink, 
         counts[f"duplicates in {output}"] = compared[output].alike
         counts[f"{output} written"] = sink.rows
     if unread := next((path for path in read if not taken[path]), None):
-        raise InputError(f"{first[unread]} (nothing of the input could be read)")
+        raise InputError(f"{first[unread]} (no row of the file could be used)")
     return +(Counter({"rows read": read.total()}) + counts)
 
 

@@ -1,8 +1,8 @@
 """The fenced blocks of a page: files that it shows, and commands that it tells people to type.
 
-A block ```` ```bash ```` is run, one whose title begins with `needs ` is not (unless all it needs is minutes, and they are
-there); any other title is the name of the file that the block shows, from the folder that the page begins in. A block without
-a language (README.md) shows commands with words like DIR and …, and what they do two spaces on.
+A block ```` ```bash ```` is run, one whose title begins with `needs ` only where what it needs is there (minutes, or what
+`doc_needs.py` gives); any other title is the name of the file that the block shows, from the folder that the page begins in.
+A block without a language (README.md) shows commands with words like DIR and …, and what they do two spaces on.
 """
 
 import re
@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
+from doc_needs import NEEDS
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 _BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)?(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
+_SERVER = re.compile(r"^(?:seeker serve|mlflow server)(?:[^\n]|\\\n)*?(?:--port (?P<port>\d+))(?:[^\n\\]|\\\n)*$", re.MULTILINE)
+"""A command that goes on until it is stopped: its reader gives it a terminal, a script the background."""
+_ANSWERS = "answers() { until (: < /dev/tcp/127.0.0.1/$1) 2> /dev/null; do kill -0 $!; sleep 0.3; done; }"
 _ENDS = {";", "|", "||", "&", "&&", ">", ">>", "<", "(", ")", "2>", "2>&1"}
 
 
@@ -30,9 +35,12 @@ class Block:
     def is_file(self) -> bool:
         return bool(self.title) and not self.title.startswith("needs ")
 
-    def is_run(self, *, minutes: bool = False) -> bool:
-        needs_minutes = re.fullmatch(r"needs (\S+|a few) minutes", self.title)
-        return self.language == "bash" and (not self.title or (minutes and bool(needs_minutes)))
+    @property
+    def needs_minutes(self) -> bool:
+        return bool(re.fullmatch(r"needs (\S+|a few) minutes", self.title))
+
+    def is_run(self, *, slow: bool = False) -> bool:
+        return self.language == "bash" and (not self.title or (slow and (self.needs_minutes or self.title in NEEDS)))
 
     @property
     def commands(self) -> list[list[str]]:
@@ -67,15 +75,15 @@ def write_files(folder: Path, found: list[Block]) -> None:
             (folder / block.title).write_text(block.text, "utf-8")
 
 
-def script(found: list[Block], *, minutes: bool) -> str:
-    """Return a page as a bash script: its files are written and its commands run, in order."""
-    parts = ["set -e", "page=$PWD"]
+def script(found: list[Block], *, slow: bool) -> str:
+    """Return a page as a bash script: its files are written and its commands run, in order; servers are waited for."""
+    parts = ["set -e", "page=$PWD", _ANSWERS]
     for number, block in enumerate(found):
         if block.is_file:
             name, end = f'"$page"/{shlex.quote(block.title)}', f"END_{number}"
             parts.append(f"mkdir -p \"$(dirname {name})\"\ncat > {name} <<'{end}'\n{block.text}{end}")
-        elif block.is_run(minutes=minutes):
-            parts.append(block.text)
+        elif block.is_run(slow=slow):
+            parts.append(_SERVER.sub(r"\g<0> &\nanswers \g<port>", block.text))
     return "\n".join(parts) + "\n"
 
 

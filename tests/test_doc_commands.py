@@ -92,10 +92,11 @@ def test_commands_are_read_out_of_a_page():
     ]
 
 
-def test_blocks_that_need_something_are_not_run():
+def test_blocks_that_need_something_are_run_where_it_is_there():
     shown = [
-        Block("bash", title, "") for title in ("", "needs a GPU", "a.sh", "needs two minutes", "needs a GPU and 2 minutes")
+        Block("bash", title, "")
+        for title in ("", "needs a GPU", "a.sh", "needs two minutes", "needs a GPU and 2 minutes", "needs PostgreSQL")
     ]
-    assert [block.is_run() for block in shown] == [True, False, False, False, False]
-    assert [block.is_run(minutes=True) for block in shown] == [True, False, False, True, False]
-    assert [block.is_file for block in shown] == [False, False, True, False, False]
+    assert [block.is_run() for block in shown] == [True] + [False] * 5
+    assert [block.is_run(slow=True) for block in shown] == [True, False, False, True, False, True]
+    assert [block.is_file for block in shown] == [False, False, True, False, False, False]

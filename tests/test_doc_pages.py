@@ -1,54 +1,66 @@
 """The commands of the pages in docs/ run, page by page, in the order and with the files in which they stand there.
 
-`how-to/extend.md` is run by `experiments/test_extend_page.py`. Blocks that need minutes are run with the slow pages.
+`how-to/extend.md` is run by `experiments/test_extend_page.py`. Blocks that need minutes or what `doc_needs.py` gives are slow.
 """
 
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from doc_blocks import DOCS, ROOT, blocks, script
+from doc_needs import NEEDS
+from stores import free_port
 
-QUICK = {"from/squad.md", "from/deepsearch.md", "from/distillation.md", "from/summary.md", "how-to/shared-index.md"}
 RUN_ELSEWHERE = {"how-to/extend.md"}
-PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
-RUN = [page for page in PAGES if page not in RUN_ELSEWHERE and any(block.is_run(minutes=True) for block in blocks(page))]
-SECONDS = {True: 300, False: 3000}
-"""For a page: a quick one, and any other."""
+PAGES = [page for page in sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md")) if page not in RUN_ELSEWHERE]
+QUICK = ["from/squad.md", "from/deepsearch.md", "from/distillation.md", "from/summary.md", "how-to/shared-index.md"]
+"""Pages that also run without their slow blocks, in well under a minute each."""
+SLOW = [
+    page
+    for page in PAGES
+    if any(block.is_run(slow=True) and (page not in QUICK or not block.is_run()) for block in blocks(page))
+]
+SECONDS, SLOW_SECONDS = 300, 3000
 
 
-@pytest.mark.timeout(SECONDS[False] + 60)
-@pytest.mark.parametrize(
-    "page", [page if page in QUICK else pytest.param(page, marks=pytest.mark.slow, id=page) for page in RUN]
-)
+@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.parametrize("page", QUICK)
+def test_the_quick_commands_of_a_page_run(page, tmp_path):
+    run(script(blocks(page), slow=False), tmp_path, SECONDS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SLOW_SECONDS + 60)
+@pytest.mark.parametrize("page", SLOW)
 def test_the_commands_of_a_page_run(page, tmp_path):
     found = blocks(page)
-    text = _with_free_ports(script(found, minutes=page not in QUICK))
+    text = _with_free_ports(script(found, slow=True))
+    with ExitStack() as stack:
+        for title in sorted({block.title for block in found} & set(NEEDS)):
+            for said, given in stack.enter_context(NEEDS[title]()).items():
+                assert said in text, f"{page} says nothing of {said}"
+                text = text.replace(said, given)
+        run(text, tmp_path, SLOW_SECONDS)
+
+
+def run(text: str, folder: Path, seconds: float) -> None:
     for name in ("experiments", "scripts"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    status, said = _bash(text, tmp_path, SECONDS[page in QUICK])
+        (folder / name).symlink_to(ROOT / name)
+    status, said = _bash(text, folder, seconds)
     assert status == 0, said[-4000:]
     assert "Traceback" not in said, said[-4000:]
 
 
-def test_quick_pages_are_pages_without_blocks_that_need_minutes():
-    for page in QUICK:
-        assert page in RUN
-        assert not [b.title for b in blocks(page) if b.is_run(minutes=True) and not b.is_run()]
-
-
 def _with_free_ports(text: str) -> str:
-    """Return the script with a free port in place of each that it opens by `--port`."""
+    """Return the script with a free port in place of each that it opens by `--port`, on this machine alone."""
     for port in sorted(set(re.findall(r"--port[ =](\d+)", text))):
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            text = re.sub(rf"(--port[ =]|(?:localhost|127\.0\.0\.1):){port}\b", rf"\g<1>{found.getsockname()[1]}", text)
-    return text
+        text = re.sub(rf"(--port[ =]|:|answers ){port}\b", rf"\g<1>{free_port()}", text)
+    return text.replace("--host 0.0.0.0", "--host 127.0.0.1")
 
 
 def _bash(text: str, folder: Path, seconds: float) -> tuple[int, str]:

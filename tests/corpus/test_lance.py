@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-import logging
 import shutil
 
 import pytest
+from stores import moto_store
 
 from project.cli import main
 from project.corpus.engines.choose import Remote, open_engine
@@ -185,19 +185,11 @@ def test_a_build_that_did_not_end_is_gone_on_with(tmp_path, passages, monkeypatc
 @pytest.fixture
 def bucket(monkeypatch):
     """An S3 store of one's own, with one bucket."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}
-    for name, value in (settings | {"ENDPOINT_URL": f"http://{host}:{port}", "ALLOW_HTTP": "true"}).items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    boto3.client("s3").create_bucket(Bucket="seeker-test")
-    yield "s3://seeker-test/corpus"
-    server.stop()
+    with moto_store("seeker-test") as url:
+        settings = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}
+        for name, value in (settings | {"ENDPOINT_URL": url, "ALLOW_HTTP": "true"}).items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        yield "s3://seeker-test/corpus"
 
 
 def test_an_object_store_is_shared_by_servers_that_keep_nothing(bucket, passages, tmp_path, monkeypatch, capsys):

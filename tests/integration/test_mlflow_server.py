@@ -1,12 +1,9 @@
 """Four trainings that write at once to MLflow's own server on PostgreSQL, which is killed in the middle and started again."""
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,23 +11,14 @@ from pathlib import Path
 import pytest
 import requests
 from mlflow import MlflowClient
+from stores import BINARIES, free_port, postgresql, wait
 
 from project.tracking.store import metric_curve
 
 RUNS, STEPS, METRICS = 4, 1500, 5
 OUTAGE_SECONDS = 15
 TESTS = Path(__file__).resolve().parents[1]
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-DATABASE_USER = "postgres" if os.geteuid() == 0 else None
-"""PostgreSQL refuses to run as root; Debian's package makes this user."""
-
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture
@@ -38,25 +26,9 @@ def database(missing: Callable[[str], None]) -> Iterator[str]:
     """The address of an empty database of a PostgreSQL that lives as long as the test."""
     if not BINARIES:
         missing("PostgreSQL: apt-get install postgresql")
-    binaries, port = BINARIES[-1], free_port()
-    folder = Path(tempfile.mkdtemp(prefix="seeker-postgres-"))
-    if DATABASE_USER:
-        shutil.chown(folder, DATABASE_USER)
-    options = {"user": DATABASE_USER, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    made = ["-D", folder / "data", "-U", "seeker", "-A", "trust", "--no-sync", "--no-instructions"]
-    subprocess.run([binaries / "initdb", *made], check=True, **options)
-    server = subprocess.Popen(
-        [binaries / "postgres", "-D", folder / "data", "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F"], **options
-    )
-    try:
-        reach = ["-h", "127.0.0.1", "-p", str(port), "-U", "seeker"]
-        wait(lambda: subprocess.run([binaries / "pg_isready", *reach], check=False, **options).returncode == 0, 60)
-        subprocess.run([binaries / "createdb", *reach, "mlflow"], check=True, **options)
+    with postgresql() as (port, binaries):
+        subprocess.run([binaries / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "seeker", "mlflow"], check=True)
         yield f"postgresql+psycopg2://seeker@127.0.0.1:{port}/mlflow"
-    finally:
-        server.send_signal(signal.SIGINT)  # a fast shutdown
-        server.wait(30)
-        shutil.rmtree(folder)
 
 
 class Server:
@@ -96,13 +68,6 @@ def server(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     yield found
     found.kill()
     found.log.close()
-
-
-def wait(happened: object, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
 
 
 def rows_of(client: MlflowClient) -> list[int]:

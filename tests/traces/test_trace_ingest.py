@@ -177,7 +177,7 @@ def test_a_file_of_which_nothing_can_be_read_stops(tmp_path, capsys):
     assert main(["data", "traces", "--input_file", f"[{good}, {raw}]", "--output_file", str(out)]) == 2
     said = capsys.readouterr().err
     assert "raw.jsonl, line 1: format not known" in said
-    assert "(nothing of the input could be read)" in said
+    assert "(no row of the file could be used)" in said
     assert {path.name for path in folder.iterdir()} == {"raw.jsonl", "good.jsonl"}
 
 
