@@ -1,6 +1,6 @@
 """Which weights `seeker export` means: those of a tracked run, a training's folder, a checkpoint, or a merged model folder.
 
-A training that ended has merged folders, and SFT's `hand_over.json` says which; one that was stopped has its `last.ckpt` only.
+A training that ended has merged folders, and its `hand_over.json` says which; one that was stopped has its `last.ckpt` only.
 What is merged is taken as it is; of a checkpoint the policy is built again, from the base that the run's config names.
 
 Several trainings may have had one folder. A merged folder and a checkpoint hold the id of the run that made them: those of
@@ -179,7 +179,7 @@ def _nothing(folder: Path, name: str, run_id: str | None, other: str | None) -> 
 
 
 def _exported(folder: Path, run: Run | None) -> Path | None:
-    """Return where a training without `hand_over.json`, as PPO, put its model, if it ended."""
+    """Return where a training without `hand_over.json`, as PPO once was, put its model, if it ended."""
     if (folder / MERGED / "config.json").is_file():
         return folder / MERGED
     if run is None:
@@ -215,7 +215,13 @@ def _handed_on(folder: Path, run: Run | None, name: str, weights: Which | None) 
     row = rows[which]
     model, checkpoint = _located(folder, row)
     of_run = _is_of(_maker(model) or (run.info.run_id if run is not None else None), checkpoint)
-    if not of_run or step_of(checkpoint) not in (None, row.step):  # a training that went on, or began there, wrote over it
+    reached = step_of(checkpoint)
+    if not of_run or reached not in (None, row.step):  # a training that went on, or began there, wrote over it
+        if of_run and model is not None:
+            sys.stderr.write(
+                f"seeker: {name} went on from these weights of step {row.step} and was stopped at step {reached}; for those "
+                f"give {checkpoint}, or finish the training with --ckpt_path last\n"
+            )
         checkpoint = None
     if model is None and checkpoint is None:
         raise InputError(

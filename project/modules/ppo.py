@@ -33,9 +33,9 @@ from project.losses import (
     ppo_policy_loss,
 )
 from project.modules.critic import Critic, DeepCritic, Loss, share_frozen
-from project.modules.hand_over import note_run
+from project.modules.hands_on import HandsOn
 from project.modules.optimization import make_optimizer
-from project.modules.policy import LoRA, Policy, Precision, export_merged
+from project.modules.policy import LoRA, Policy, Precision
 from project.modules.ppo_batches import FILLER, Batch, Notes, Step, Update, deal, pay, plan, together
 from project.modules.ppo_health import generating_seconds, memory_health
 from project.modules.ppo_settings import PPOSettings
@@ -46,7 +46,6 @@ from project.ranks import clip_gradients, gathered, same_on_all, sum_gradients, 
 from project.records import Episode, Question
 from project.rollouts.rows import TrainingRow, collate_rows, training_rows
 from project.runtime import return_freed_memory
-from project.tracking.logger import SeekerLogger
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ KL_GAIN, KL_ERROR = 0.1, 0.2
 """How fast an update steers the KL's coefficient, and the largest relative error that it heeds."""
 
 
-class PPO(RolloutAgent):
+class PPO(HandsOn, RolloutAgent):
     """Trains a search agent by PPO with rollouts from the engine."""
 
     kl_scale: Tensor
@@ -460,17 +459,6 @@ class PPO(RolloutAgent):
         self.log("ppo/kl", mean_kl(notes))
         for name in ("engine_gap", "importance", "entropy"):
             self.log(f"ppo/{name}", together(notes, name).mean())
-
-    def on_fit_end(self) -> None:
-        """Write the merged folder, and register it where the logger is to."""
-        if not self.trainer.interrupted:
-            assert self.policy is not None
-            folder = self.export_dir or Path(self.trainer.default_root_dir) / "merged"
-            export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
-            if self.trainer.is_global_zero:
-                note_run(folder, self.logger)
-            if isinstance(self.logger, SeekerLogger):
-                self.logger.keep_model(folder)
 
 
 def mean_kl(notes: Sequence[Notes]) -> float:

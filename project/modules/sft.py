@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -18,20 +16,18 @@ from project.datamodules.plan import MicroBatch
 from project.errors import InputError, TrainingError
 from project.losses import weighted_cross_entropy
 from project.modules.adapter_checkpoint import AdapterCheckpoint, load_weights
-from project.modules.hand_over import MEASURED, HandedOn, measured, note_run, write_hand_over
+from project.modules.hands_on import HandsOn
 from project.modules.optimization import OptimizerName, make_optimizer, warmup_cosine
 from project.modules.policy import (
     AgentSettings,
     LoRA,
     Policy,
     Precision,
-    export_merged,
     load_tokenizer,
     resolve_model_path,
 )
 from project.modules.sharding import local, shard
 from project.rendering import KINDS, Renderer
-from project.tracking.logger import SeekerLogger
 
 SHOWN = 8
 """Samples that an error names."""
@@ -47,7 +43,7 @@ class StepPart(NamedTuple):
     """Its samples."""
 
 
-class SFT(AdapterCheckpoint, LightningModule):
+class SFT(HandsOn, AdapterCheckpoint, LightningModule):
     """Fine-tunes a causal LM on weighted spans of conversations; at the end writes a merged model folder."""
 
     def __init__(
@@ -99,8 +95,6 @@ class SFT(AdapterCheckpoint, LightningModule):
         self.also: Any = nn.ModuleList()
         """The losses of the further files that the datamodule validates on, in their order."""
         self._also_names: tuple[str, ...] = ()
-        self._measured: dict[str, float] = {}
-        """What the last validation before the checkpoint that is resumed measured."""
 
     def setup(self, stage: str) -> None:
         """Make room for what is validated beside."""
@@ -208,82 +202,11 @@ class SFT(AdapterCheckpoint, LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, self.warmup_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the last validation measured."""
-        super().on_save_checkpoint(checkpoint)
-        trainer = self._own_trainer()
-        checkpoint[MEASURED] = (measured(trainer) if trainer is not None else {}) or self._measured
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take what it measured: a training that was done resumes without a validation."""
-        super().on_load_checkpoint(checkpoint)
-        self._measured = checkpoint.get(MEASURED, {})
-
-    def on_fit_end(self) -> None:
-        """Write the merged folder that others start from and the best checkpoint's, whose weights are held from then on.
-
-        Raises:
-            TrainingError: there is no room for them; the last checkpoint, which is saved first, goes on from here.
-        """
-        if self.trainer.interrupted:
-            return
-        try:
-            self._hand_over()
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(
-                f"the trained model cannot be written ({error}); make room and go on with the same command and --ckpt_path last"
-            ) from error
-
-    def _hand_over(self) -> None:
-        trainer, folder = self.trainer, self.export_dir or Path(self.trainer.default_root_dir) / "merged"
-        last = last_checkpoint(trainer)
-        self._export(folder)
-        hands_on = {"last": HandedOn(str(folder), last, trainer.global_step, measured(trainer) or self._measured)}
-        self._note(hands_on)
-        if (best := best_checkpoint(trainer)) is not None:
-            folder = folder.with_name(f"{folder.name}_best")
-            load_weights(self, best)
-            self._export(folder)
-            held = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
-            hands_on["best"] = HandedOn(str(folder), str(best), held["global_step"], held.get(MEASURED, {}))
-            self._note(hands_on)
-        if isinstance(self.logger, SeekerLogger):
-            self.logger.keep_model(folder)
-
-    def _note(self, hands_on: Mapping[str, HandedOn]) -> None:
-        if self.trainer.is_global_zero:
-            write_hand_over(Path(self.trainer.default_root_dir), hands_on)
-
-    def _export(self, folder: Path) -> None:
-        assert self.policy is not None
-        export_merged(self.policy, self.tokenizer, self.settings, folder, write=self.trainer.is_global_zero)
-        if self.trainer.is_global_zero:
-            note_run(folder, self.logger)
-
 
 def refuse_float16(is_scaled: bool) -> None:
     """Raise `InputError` where the trainer scales gradients."""
     if is_scaled:
         raise InputError("trainer.precision: 16-mixed scales gradients, which this training does not undo; take bf16-mixed")
-
-
-def best_checkpoint(trainer: Any) -> Path | None:  # noqa: ANN401 - Lightning's own
-    """Return the checkpoint that was best by the metric that a `ModelCheckpoint` monitors; None where none does."""
-    monitored = (one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None) and one.best_model_path)
-    return next((path for one in monitored if (path := Path(one.best_model_path)).is_file()), None)
-
-
-def last_checkpoint(trainer: Any) -> str | None:  # noqa: ANN401 - Lightning's own
-    """Return the checkpoint of the last step, saved as `last.ckpt` unless it is there; None without a `ModelCheckpoint`."""
-    keep = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
-    if not keep:
-        return None
-    path = Path(str(keep[0].dirpath)) / "last.ckpt"
-    # Of a callback with `save_last` this is its last.ckpt, of one that keeps the best only that.
-    saved = {str(one._last_checkpoint_saved) for one in keep if one._last_global_step_saved == trainer.global_step}
-    if str(path) not in saved:
-        trainer.save_checkpoint(path)
-    return str(path)
 
 
 def suspects(step: Sequence[StepPart]) -> list[str]:

@@ -196,7 +196,7 @@ def test_a_training_of_all_weights(home, tmp_path):
 
 
 def test_a_training_without_a_hand_over(home, tmp_path, capsys):
-    """PPO leaves none: its merged folder is taken. One that was killed has its last checkpoint."""
+    """PPO once left none: its merged folder is taken. One that was killed has its last checkpoint."""
     folder = shutil.copytree(home / "sft", tmp_path / "sft")
     (folder / "hand_over.json").unlink()
     assert export(folder, tmp_path / "one", "--merge", "false") == 0
@@ -237,7 +237,7 @@ def test_the_run_before_is_not_given_the_weights_of_the_next(twice, tmp_path, ca
     assert not (tmp_path / "out").exists()
     assert export(new, tmp_path / "new") == 0
     assert "| model.learning_rate | 0.01 |" in (tmp_path / "new/README.md").read_text()
-    (folder / "hand_over.json").unlink()  # as PPO leaves it
+    (folder / "hand_over.json").unlink()  # as PPO once left it
     refused(capsys, export(old, tmp_path / "out"), f"export that run, or make twice again with `seeker reproduce {old}`")
 
 
@@ -264,6 +264,22 @@ def test_a_training_that_was_stopped_is_not_given_the_weights_of_the_one_before(
     assert "| model.learning_rate | 0.02 |" in (tmp_path / "first/README.md").read_text()
     shutil.copy(tmp_path / "old.ckpt", folder / "checkpoints/last.ckpt")  # of the new one nothing was saved
     refused(capsys, export(folder, tmp_path / "out"), f"{folder} holds the weights of the run {old}, which was trained there")
+
+
+def test_weights_before_a_training_went_on_are_exported_and_said_to_be_so(twice, home, tmp_path, monkeypatch, capsys):
+    folder, _, _ = twice
+    before = json.loads((folder / "hand_over.json").read_text())["last"]["step"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SFT, "_hand_over", lambda self: self.trainer.save_checkpoint(folder / "checkpoints/last.ckpt"))
+        fit(home, "twice", folder, ("--ckpt_path", "last", "--trainer.max_epochs", "3"), lora={"rank": 4, "alpha": 8})
+    held = file_digest(folder / "merged/model.safetensors")
+    capsys.readouterr()
+    assert export(folder, tmp_path / "out") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"went on from these weights of step {before} and was stopped at step" in said
+    assert file_digest(tmp_path / "out/model.safetensors") == held
+    assert export(folder / "checkpoints/last.ckpt", tmp_path / "newer") == 0
+    assert file_digest(tmp_path / "newer/model.safetensors") != held
 
 
 def test_tests_of_earlier_weights_of_the_same_run_are_not_shown(twice, home, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from metals import METALS, QUESTIONS
 from openai_endpoint import Endpoint
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from project.advantages import ESTIMATORS
@@ -20,6 +21,7 @@ from project.datamodules.question import QuestionDataModule
 from project.environment.search import EpisodeLimits
 from project.errors import EngineError, InputError, RetrievalError, TrainingError
 from project.modules.critic import Critic
+from project.modules.hand_over import HAND_OVER, read_hand_over
 from project.modules.policy import AgentSettings, LoRA
 from project.modules.ppo import PPO, mean_kl
 from project.modules.ppo_batches import Update, deal, pay, plan, together
@@ -81,6 +83,13 @@ class Gradients(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         found = {n: p.grad.clone() for n, p in pl_module.policy.named_parameters(prefix="policy") if p.grad is not None}
         pl_module.gradients.append(found)
+
+
+class CountUpdates(Callback):
+    """Logs a validation metric that says after which update it was."""
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("val/update", float(trainer.global_step))
 
 
 def make(folder, *, url=None, index=None, engine=Script, ppo=None, kind=Watched, **changes) -> Watched:
@@ -220,6 +229,27 @@ def test_the_exported_folder_is_the_trained_policy(trained):
         expected = trained.policy.head(trained.policy(ids[0], [5]))[None]
         torch.testing.assert_close(exported(ids).logits, expected, rtol=0, atol=1e-4)
     assert AgentSettings.load(trained.root / "merged") == SETTINGS
+
+
+def test_the_best_and_the_last_weights_are_handed_on(folder, server, questions, tmp_path):
+    """With mode="max" of the updates counted the last of two is the best; with "min" the first."""
+    for mode, best_step in (("max", 2), ("min", 1)):
+        root = tmp_path / mode
+        module = make(folder, url=server.url, kind=PPO)
+        keep = ModelCheckpoint(root, "best", monitor="val/update", mode=mode, save_on_train_epoch_end=False)
+        trainer = Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=root, callbacks=[keep, CountUpdates()],
+            max_steps=2, max_epochs=-1, val_check_interval=1, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(module, QuestionDataModule(questions, questions, batch_questions=2, limit=2, check_split=False))
+        found = read_hand_over(root / HAND_OVER)
+        assert [(which, one.step) for which, one in found.items()] == [("last", 2), ("best", best_step)]
+        assert [one.metrics["val/update"] for one in found.values()] == [2, best_step]
+        assert found["best"].metrics["val/reward"] >= 0
+        last, best = (load_file(root / name / "model.safetensors") for name in ("merged", "merged_best"))
+        assert all(torch.equal(best[name], last[name]) for name in last) is (mode == "max")
+        held = torch.load(root / "best.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(held[name], p) for name, p in module.named_parameters() if "lora_" in name and name in held)
 
 
 def test_the_server_of_the_run_is_stopped(trained):
