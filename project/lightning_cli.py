@@ -137,6 +137,8 @@ class SeekerCLI(LightningCLI):
             help_overlap = "test on questions or traces that the model was trained on, which is refused otherwise"
             parser.add_argument("--allow_overlap", type=bool, default=False, help=help_overlap)
             parser.set_defaults(verbose=False)  # modules that measure print their figures with intervals
+        elif subcommand == "predict":
+            parser.set_defaults(return_predictions=False)  # they are written batch by batch, and need not fit into memory
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's own type

@@ -39,19 +39,38 @@ def episode_row(episode: Episode, sample: int, scores: Mapping[str, float]) -> R
     }
 
 
-class ResultsFile:
-    """`results.parquet` while it is written, batch by batch; it appears with `summary.json` once it is `finish`ed."""
+class RowsFile:
+    """A file of rows while it is written, batch by batch; it appears once it is kept."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._stack = ExitStack()
         self._sink: Sink | None = None
 
     def extend(self, rows: Iterable[Row]) -> None:
         """Write rows."""
         if self._sink is None:
-            self._sink = self._stack.enter_context(Sink(self.folder / RESULTS))
+            self._sink = self._stack.enter_context(Sink(self.path))
         self._sink.extend(rows)
+
+    def keep(self) -> Path:
+        """Complete the file and return it."""
+        assert self._sink is not None
+        self._sink.keep()
+        self.close()
+        return self.path
+
+    def close(self) -> None:
+        """Remove what was not kept."""
+        self._stack.close()
+        self._sink = None
+
+
+class ResultsFile(RowsFile):
+    """`results.parquet` of a folder, and `summary.json` beside it once it is finished."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / RESULTS)
 
     def finish(self, figures: Mapping[str, Estimate], about: Row) -> list[Path]:
         """Complete both files and return them.
@@ -60,15 +79,7 @@ class ResultsFile:
             figures: by name.
             about: task, run, model, test file with its digest, settings.
         """
-        assert self._sink is not None
-        self._sink.keep()
-        self._stack.close()
-        self._sink = None
+        results, summary = self.keep(), self.path.with_name(SUMMARY)
         metrics = {name: {k: None if v != v else v for k, v in one._asdict().items()} for name, one in figures.items()}
-        write_text(self.folder / SUMMARY, json.dumps({**json.loads(dumps(about)), "metrics": metrics}, indent=1) + "\n")
-        return [self.folder / RESULTS, self.folder / SUMMARY]
-
-    def close(self) -> None:
-        """Remove what was not finished."""
-        self._stack.close()
-        self._sink = None
+        write_text(summary, json.dumps({**json.loads(dumps(about)), "metrics": metrics}, indent=1) + "\n")
+        return [results, summary]

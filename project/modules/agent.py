@@ -24,7 +24,7 @@ from project.environment.search import EpisodeLimits, RetrieverTool, Tool
 from project.errors import InputError, RetrievalError
 from project.evaluation.decisions import search_probability
 from project.evaluation.metrics import SCORES, score_episode
-from project.evaluation.results import episode_row
+from project.evaluation.results import RowsFile, episode_row
 from project.modules.adapter_checkpoint import base_digest
 from project.modules.measuring import MeasuringModule, over_samples, sample_metrics
 from project.modules.model_folder import engine_folder
@@ -40,8 +40,8 @@ from project.rollouts.engines import Engine, EngineName, make_engine
 from project.rollouts.runner import EpisodeRunner
 from project.tracking.episodes import trace_of
 from project.tracking.logger import SeekerLogger
-from project.writing import write_rows
 
+PREDICTIONS = "predictions.parquet"
 TRACED = 20
 """Episodes of a test that MLflow shows turn by turn; all of them are in the results."""
 
@@ -144,7 +144,7 @@ class SearchAgent(MeasuringModule):
         self._server: ServerHandle | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self.measure((*SCORES, *sample_metrics(eval_samples)))
-        self._predictions: list[Row] = []
+        self._predictions: RowsFile | None = None
         self._failed: list[str] = []
         self._run_so_far = 0
 
@@ -159,8 +159,11 @@ class SearchAgent(MeasuringModule):
             self.retrieval_url = self._server.url
 
     def teardown(self, stage: str) -> None:
-        """Stop the server that this run started, and remove the engine's copy of the model."""
+        """Stop the server that this run started, and remove the engine's copy of the model and what was not completed."""
         super().teardown(stage)
+        if self._predictions is not None:
+            self._predictions.close()
+            self._predictions = None
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -304,10 +307,12 @@ class SearchAgent(MeasuringModule):
                 logger.keep_trace(trace_of(*logger.ids, episode, breakdown(self.reward, episode)))
 
     def predict_step(self, batch: list[Question], batch_idx: int) -> list[Row]:
-        """Return conversations with their scores."""
+        """Return conversations with their scores, and write them down."""
         del batch_idx
         rows = [self._prediction(episode) for of_rank in gathered(self._evaluate(batch)) for episode in of_rank]
-        self._predictions += rows
+        if self.trainer.is_global_zero:
+            self._predictions = self._predictions or RowsFile(Path(self.trainer.default_root_dir) / PREDICTIONS)
+            self._predictions.extend(rows)
         return rows
 
     def _prediction(self, episode: Episode) -> Row:
@@ -328,12 +333,10 @@ class SearchAgent(MeasuringModule):
             raise RetrievalError(f"all {len(failed)} episodes failed: {failed[0]}")
 
     def on_predict_epoch_end(self) -> None:
-        """Write `predictions.parquet` into the run's folder."""
-        path, rows = Path(self.trainer.default_root_dir) / "predictions.parquet", self._predictions
-        self._predictions = []
-        if self.trainer.is_global_zero:
-            write_rows(path, rows)
-            self.keep(path)
+        """Complete `predictions.parquet` in the run's folder."""
+        if self._predictions is not None:
+            self.keep(self._predictions.keep())
+            self._predictions = None
 
     def about(self) -> Row:
         """Return what decided the figures."""

@@ -58,7 +58,8 @@ def test_ppo_as_it_is_shipped(with_facts: Path) -> None:
 
 
 def test_predict_writes_conversations_and_scores(with_facts: Path) -> None:
-    assert seeker("predict", "test.yaml", "--trainer.default_root_dir", "out") == 0
+    """Batch by batch, so that they need not fit into memory."""
+    assert seeker("predict", "test.yaml", "--trainer.default_root_dir", "out", "--data.eval_batch_questions", "3") == 0
     table = pl.read_parquet(with_facts / "out" / "predictions.parquet")
     assert {"id", "messages", "question", "answers", "prediction", "finish_reason", "em", "reward"} <= set(table.columns)
     conversations = read_records(with_facts / "out" / "predictions.parquet", Conversation.from_row)
