@@ -17,4 +17,5 @@ step ruff check .
 step ruff format --check .
 step mypy
 printf '== pytest %s\n' "$*"
-exec "$python" -m pytest -rs "$@"
+# Two at a time, each file in one process: most tests wait for processes and servers of their own. `-n 0` takes that back.
+exec "$python" -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,7 +1,6 @@
 """A live model whose words a script says: real tokenizer, template, environment, search and thread; only the engine is not."""
 
 import asyncio
-import socket
 from pathlib import Path
 
 from tiny import tiny_model_folder
@@ -27,13 +26,6 @@ SUMMARY = (
     "<summary>\nQuestion: Which?\n<think_summary>t</think_summary>\n"
     "<information_summary>Mercury is liquid.</information_summary>\n</summary>"
 )
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 class Script:

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from demo_parts import free_port
+from stores import free_port
 
 from project.apps.demo.command import read_examples
 from project.cli import main

@@ -4,7 +4,8 @@ import asyncio
 import shutil
 
 import pytest
-from demo_parts import ANSWER, SEARCH, free_port, results_folder, scripted, small_index, tags_folder
+from demo_parts import ANSWER, SEARCH, results_folder, scripted, small_index, tags_folder
+from stores import free_port
 
 from project.apps.demo import corpora as corpora_module
 from project.apps.demo.corpora import Corpora

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -68,6 +69,8 @@ class VLLMEngine:
             raise EngineError(
                 "vLLM is not installed in this environment; run scripts/setup.sh, or choose engine: transformers"
             ) from error
+        # At each sync it says so of layers without weights of their own, and of a tied head; a canary checks what it has loaded.
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         more: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank)}
         more |= {} if memory is None else {"gpu_memory_utilization": memory}
         more |= {"enable_sleep_mode": True} if sleeps else {}
@@ -86,6 +89,7 @@ class VLLMEngine:
                     enable_chunked_prefill=torch.cuda.is_available(),
                     seed=seed,
                     disable_log_stats=True,
+                    use_tqdm_on_load=False,
                     **more,
                     **ranks,
                 )
