@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from project.evaluation.kept import read_kept
 from project.evaluation.results import RESULTS
-from project.tracking.kept import read_kept
 from project.tracking.paired import PairedResult
 from project.writing import write_text
 

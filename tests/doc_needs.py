@@ -67,3 +67,16 @@ NEEDS: dict[str, Callable[[], AbstractContextManager[Given]]] = {
     "needs an object store": an_object_store,
     "needs PostgreSQL": a_database,
 }
+
+NOT_GIVEN = {
+    "needs a GPU and a model hub",
+    "needs several GPUs",
+    "needs two nodes with 8 GPUs each",
+    "needs servers on other machines",
+    "needs a model folder",
+    "needs a browser",
+    "needs documents of your own",
+    "needs SQuAD's file and half an hour",
+    "needs a package index and 20 minutes",
+}
+"""What no test gives: such blocks are parsed only. vLLM's server and the demo's page are started by other tests."""

@@ -39,11 +39,13 @@ def moto_store(bucket: str) -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys).create_bucket(Bucket=bucket)
-    yield f"http://{host}:{port}"
-    server.stop()
+    try:
+        host, port = server.get_host_and_port()
+        keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys).create_bucket(Bucket=bucket)
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -51,19 +53,21 @@ def postgresql() -> Iterator[tuple[int, Path]]:
     """The port of a PostgreSQL without databases, whose user `seeker` needs no password, and its programs' folder."""
     binaries, port = BINARIES[-1], free_port()
     folder = Path(tempfile.mkdtemp(prefix="seeker-postgres-"))
-    if DATABASE_USER:
-        shutil.chown(folder, DATABASE_USER)
     options = {"user": DATABASE_USER, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    made = ["-D", folder / "data", "-U", "seeker", "-A", "trust", "--no-sync", "--no-instructions"]
-    subprocess.run([binaries / "initdb", *made], check=True, **options)
-    server = subprocess.Popen(
-        [binaries / "postgres", "-D", folder / "data", "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F"], **options
-    )
+    server = None
     try:
+        if DATABASE_USER:
+            shutil.chown(folder, DATABASE_USER)
+        made = ["-D", folder / "data", "-U", "seeker", "-A", "trust", "--no-sync", "--no-instructions"]
+        subprocess.run([binaries / "initdb", *made], check=True, **options)
+        server = subprocess.Popen(
+            [binaries / "postgres", "-D", folder / "data", "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F"], **options
+        )
         ready = [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-U", "seeker"]
         wait(lambda: subprocess.run(ready, check=False, **options).returncode == 0, 60)
         yield port, binaries
     finally:
-        server.send_signal(signal.SIGINT)  # a fast shutdown
-        server.wait(30)
+        if server is not None:
+            server.send_signal(signal.SIGINT)  # a fast shutdown
+            server.wait(30)
         shutil.rmtree(folder)

@@ -5,6 +5,7 @@ import re
 import pytest
 from doc_blocks import DOCS, ROOT, Block, blocks, of_readme, write_files
 from doc_commands import check
+from doc_needs import NOT_GIVEN
 
 from project.errors import InputError
 
@@ -100,3 +101,8 @@ def test_blocks_that_need_something_are_run_where_it_is_there():
     assert [block.is_run() for block in shown] == [True] + [False] * 5
     assert [block.is_run(slow=True) for block in shown] == [True, False, False, True, False, True]
     assert [block.is_file for block in shown] == [False, False, True, False, False, False]
+
+
+def test_every_block_that_needs_something_says_what_is_known():
+    titles = {block.title for page in PAGES for block in blocks(page) if block.title.startswith("needs ")}
+    assert {title for title in titles if not Block("bash", title, "").is_run(slow=True)} == NOT_GIVEN

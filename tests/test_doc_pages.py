@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from doc_blocks import DOCS, ROOT, blocks, script
 from doc_needs import NEEDS
-from stores import free_port
+from stores import BINARIES, free_port
 
 RUN_ELSEWHERE = {"how-to/extend.md"}
 PAGES = [page for page in sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md")) if page not in RUN_ELSEWHERE]
@@ -37,8 +37,10 @@ def test_the_quick_commands_of_a_page_run(page, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(SLOW_SECONDS + 60)
 @pytest.mark.parametrize("page", SLOW)
-def test_the_commands_of_a_page_run(page, tmp_path):
+def test_the_commands_of_a_page_run(page, tmp_path, missing):
     found = blocks(page)
+    if not BINARIES and any(block.title == "needs PostgreSQL" for block in found):
+        missing("PostgreSQL: apt-get install postgresql")
     text = _with_free_ports(script(found, slow=True))
     with ExitStack() as stack:
         for title in sorted({block.title for block in found} & set(NEEDS)):

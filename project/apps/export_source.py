@@ -215,18 +215,18 @@ def _handed_on(folder: Path, run: Run | None, name: str, weights: Which | None) 
     row = rows[which]
     model, checkpoint = _located(folder, row)
     of_run = _is_of(_maker(model) or (run.info.run_id if run is not None else None), checkpoint)
-    reached = step_of(checkpoint)
-    if not of_run or reached not in (None, row.step):  # a training that went on, or began there, wrote over it
-        if of_run and model is not None:
-            sys.stderr.write(
-                f"seeker: {name} went on from these weights of step {row.step} and was stopped at step {reached}; for those "
-                f"give {checkpoint}, or finish the training with --ckpt_path last\n"
-            )
+    if not of_run or step_of(checkpoint) not in (None, row.step):  # a training that went on, or began there, wrote over it
         checkpoint = None
     if model is None and checkpoint is None:
         raise InputError(
             f"{folder / HAND_OVER} names {row.model} and {row.checkpoint or 'no checkpoint'}, of which neither is there as it "
             "was; put one back, or train that run anew"
+        )
+    reached = step_of(folder / LAST) if run is not None and _maker(folder / LAST) == run.info.run_id else None
+    if reached is not None and reached > rows["last"].step:
+        sys.stderr.write(
+            f"seeker: {name} went on after it had handed on these weights of step {row.step}, up to step {reached}; for its "
+            f"newest give {folder / LAST}, or finish the training with --ckpt_path last\n"
         )
     return Source(name, model, checkpoint, run, which, row.step, dict(row.metrics))
 

@@ -41,7 +41,7 @@ def decision_scores(
     drawn = [_figures(counts[:, of_group], searched, needed, probability) for counts in resamples(size, seed)]
     found = {}
     for name, value in whole.items():
-        n = count(name, searched, needed, probability)
+        n = _count(name, searched, needed, probability)
         if not n:
             continue
         low, high = np.nanquantile(np.concatenate([block[name] for block in drawn]), [0.025, 0.975])
@@ -52,7 +52,7 @@ def decision_scores(
     return found
 
 
-def count(name: str, searched: Numbers, needed: Numbers, probability: Numbers) -> int:
+def _count(name: str, searched: Numbers, needed: Numbers, probability: Numbers) -> int:
     """Return how many questions a figure is of."""
     of = {
         "search_precision": searched,

@@ -69,7 +69,7 @@ def read_hand_over(file: Path) -> dict[str, HandedOn]:
         rows = json.loads(file.read_text(encoding="utf-8"))
         found = {which: HandedOn(**row) for which, row in rows.items()}
     except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist: the training there did not end, or is no SFT; train it to its end") from error
+        raise InputError(f"{file} does not exist: no training of SFT or PPO has ended there; train it to its end") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{file} is damaged ({error}); train that run anew") from error
     if "last" not in found:

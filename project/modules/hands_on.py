@@ -44,7 +44,7 @@ class HandsOn:
         self._at_last_validation = checkpoint.get(MEASURED, {})
 
     def on_fit_end(self) -> None:
-        """Write the merged folder that others start from and the best checkpoint's, whose weights are held from then on.
+        """Write the merged folder that others start from, and the best checkpoint's; the module holds the last weights still.
 
         Raises:
             TrainingError: there is no room for them; the last checkpoint, which is saved first, goes on from here.
@@ -71,6 +71,8 @@ class HandsOn:
             held = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
             hands_on["best"] = HandedOn(str(folder), str(best), held["global_step"], held.get(MEASURED, {}))
             self._note(hands_on)
+            assert last is not None, "what keeps the best keeps the last"
+            load_weights(self, Path(last))  # which an engine has
         if isinstance(self.logger, SeekerLogger):
             self.logger.keep_model(folder)
 

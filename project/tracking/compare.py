@@ -29,13 +29,20 @@ from project.writing import write_text
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from project.tracking.kept import Kept
+    from project.evaluation.kept import Kept
     from project.tracking.paired import PairedResult
 
     Paired = dict[tuple[int, int], list[PairedResult]]
 
 ORIGIN = ("seeker.verb", "seeker.parent", "git.commit", "git.dirty", "seeker.command")
 """Tags that say where a run comes from."""
+FIGURES = (
+    "macro_f1",
+    "auroc",
+    "ece",
+    *(f"{action}_{of}" for action in ("search", "answer") for of in ("precision", "recall", "f1")),
+)
+"""Of decisions, which are tested in seconds where questions are thousands, and only if they are to be shown."""
 Rows = dict[str, list[str]]
 """A text a run, by what it says."""
 
@@ -122,17 +129,27 @@ class Comparison:
     @cached_property
     def paired(self) -> Paired:
         """The paired test of each run and the one before it."""
-        return paired_tests(self.kept, pairwise(range(len(self.runs))))
+        return self._tests(pairwise(range(len(self.runs))))
 
     @cached_property
     def all_paired(self) -> Paired:
         """The paired tests of all pairs."""
-        return self.paired | paired_tests(self.kept, (p for p in combinations(range(len(self.runs)), 2) if p[1] - p[0] > 1))
+        return self.paired | self._tests(p for p in combinations(range(len(self.runs)), 2) if p[1] - p[0] > 1)
 
     @cached_property
     def trends(self) -> list[tuple[str, Trend] | None]:
         """Whether the training reward rose in each run, or in what it was made from."""
         return [trained_reward(one) for one in self.runs]
+
+    def _tests(self, pairs: Iterable[tuple[int, int]]) -> Paired:
+        """Return {(position, later position): results} of the pairs of runs that kept something of common questions."""
+        decisions = self.wanted is None or any(fnmatchcase(f"test/decision_{name}", w) for name in FIGURES for w in self.wanted)
+        found = {}
+        for earlier, later in pairs:
+            first, other = self.kept[earlier], self.kept[later]
+            if first is not None and other is not None:
+                found[earlier, later] = first.against(other, decisions=decisions)
+        return {pair: results for pair, results in found.items() if results}
 
     def check_metrics(self) -> None:
         """Refuse patterns that no metric fits."""
@@ -216,23 +233,13 @@ def _metric_text(metrics: Mapping[str, float], key: str) -> str:
     return text
 
 
-def paired_tests(kept: Sequence[Kept | None], pairs: Iterable[tuple[int, int]]) -> Paired:
-    """Return {(position, later position): results} of the pairs of runs that kept something of common questions."""
-    found = {}
-    for earlier, later in pairs:
-        first, other = kept[earlier], kept[later]
-        if first is not None and other is not None:
-            found[earlier, later] = first.against(other)
-    return {pair: results for pair, results in found.items() if results}
-
-
 def run_kept(run: Run) -> Kept | None:
     """Return what a test run kept of each question; None for a run that kept nothing."""
     store = client()
     held = {entry.path for entry in store.list_artifacts(run.info.run_id)}
     if not held:
         return None
-    from project.tracking.kept import read_kept
+    from project.evaluation.kept import read_kept
     from project.tracking.paired import FILES
 
     for name in FILES:

@@ -276,7 +276,7 @@ def test_weights_before_a_training_went_on_are_exported_and_said_to_be_so(twice,
     capsys.readouterr()
     assert export(folder, tmp_path / "out") == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert f"went on from these weights of step {before} and was stopped at step" in said
+    assert f"went on after it had handed on these weights of step {before}, up to step" in said
     assert file_digest(tmp_path / "out/model.safetensors") == held
     assert export(folder / "checkpoints/last.ckpt", tmp_path / "newer") == 0
     assert file_digest(tmp_path / "newer/model.safetensors") != held

@@ -77,6 +77,56 @@ def test_what_only_one_run_decided_is_left_out():
     assert changes(first, other)["search_recall"].n == 1
 
 
+def test_auroc_does_not_depend_on_where_a_runs_probabilities_lie():
+    generator = np.random.default_rng(0)
+    needed = generator.random(120) < 0.5
+    logits = [generator.normal(size=120) + strength * needed for strength in (0.5, 1.5)]
+    searched = [1] * 120
+
+    def forecast(logit, shift):
+        return (1 / (1 + np.exp(-logit - shift))).tolist()
+
+    before = decisions(searched, forecast(logits[0], 0), needed.tolist())
+    found = [changes(before, decisions(searched, forecast(logits[1], s), needed.tolist()))["auroc"] for s in (0, 6)]
+    assert found[0] == found[1]
+    assert found[0].p < 0.05
+    assert found[0].low > 0
+
+
+def test_the_interval_of_a_difference_in_calibration_holds_the_truth():
+    """The first says each question's own chance, the other 0.9: they are 0.4 apart. Percentiles would seldom hold that."""
+    generator = np.random.default_rng(0)
+    held = []
+    for _ in range(20):
+        chance = generator.random(200)
+        needed = (generator.random(200) < chance).tolist()
+        one = changes(decisions([1] * 200, chance.tolist(), needed), decisions([1] * 200, [0.9] * 200, needed))["ece"]
+        held.append(one.low <= 0.4 <= one.high)
+    assert sum(held) >= 14
+
+
+def test_precision_is_of_what_came():
+    """The first searched twice, rightly; the other 20 times, half of them so. Resamples without the two tell nothing."""
+    needed = [number % 2 == 0 for number in range(40)]
+    first = decisions([number in (0, 2) for number in range(40)], [NAN] * 40, needed)
+    found = changes(first, decisions([number < 20 for number in range(40)], [NAN] * 40, needed))["search_precision"]
+    assert (found.n, found.difference) == (2, -0.5)
+    assert found.high < 0
+
+
+def test_a_question_counts_once_however_many_samples_it_has():
+    def run(samples, searched):
+        names = [f"q{number}" for number in range(4) for _ in range(samples)]
+        needed = [need for need in NEEDED for _ in range(samples)]
+        right = [float(did == need) for did, need in zip([s for s in searched for _ in range(samples)], needed, strict=True)]
+        rows = {"group": names, "question_id": names, "needs_search": needed, "decision_accuracy": right}
+        return decisions_of(rows | {"search_probability": [NAN] * len(names)})
+
+    one = changes(run(1, [1] * 4), run(1, [1, 1, 0, 0]))
+    assert changes(run(1, [1] * 4), run(8, [1, 1, 0, 0])) == one
+    assert changes(run(8, [1] * 4), run(1, [1, 1, 0, 0])) == one
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(*[st.booleans()] * 3, *[st.integers(0, 99)] * 2), min_size=2, max_size=18))
 def test_differences_are_those_of_the_figures(rows):
@@ -86,6 +136,7 @@ def test_differences_are_those_of_the_figures(rows):
     whole = [decision_scores(*one[1:], np.arange(float(len(rows)))) for one in (first, other)]
     found = changes(first, other)
     assert set(found) == (set(whole[0]) & set(whole[1])) - {"accuracy", "majority", "always_search"}
+    assert all(result.n == min(of[name].n for of in whole) for name, result in found.items())
     for name, result in found.items():
         assert result.difference == pytest.approx(whole[1][name].mean - whole[0][name].mean, abs=1e-9)
         assert 0 < result.p <= 1

@@ -236,6 +236,22 @@ def test_differences_are_bold_where_the_interval_leaves_out_0(tmp_path: Path) ->
     assert page.count('<span class="significant">') == markdown.count(" **+") == 1
 
 
+def test_the_figures_of_decisions_are_tested_in_pairs(tmp_path: Path) -> None:
+    """As in `test_paired_decisions.py`: searching always, macro-F1 1/3, against searching where it is needed, 1."""
+    found = []
+    for name, searched, macro_f1 in (("always", (1, 1, 1, 1), 1 / 3), ("right", (1, 1, 0, 0), 1.0)):
+        rows = [
+            row(f"q{number}", 0, needs_search=number < 2) | {"decision_accuracy": float(bool(did) == (number < 2))}
+            for number, did in enumerate(searched)
+        ]
+        figure = {"mean": macro_f1, "low": 0.0, "high": 1.0, "n": 4, "groups": 4}
+        found.append(read_results(results(tmp_path / name, rows, metrics={"decision_macro_f1": figure}) / "results.parquet"))
+    (line,) = [line for line in lines(found, shared_questions(found)) if line.metric == "decision_macro_f1"]
+    (change,) = line.changes
+    assert change is not None
+    assert (change.difference, change.p, change.n) == (approx(2 / 3), 0.5, 4)
+
+
 def test_samples_count_once_in_pairs_and_the_typical_one_is_shown(tmp_path: Path) -> None:
     samples = [row("q1", em, sample=n, prediction=f"sample {n}") for n, em in enumerate([1.0, 0.0, 0.0])]
     [one, two] = read(results(tmp_path / "a", [*samples, row("q2", 1)]), results(tmp_path / "b", [row("q1", 1), row("q2", 1)]))

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pytest
 from pytest import CaptureFixture
 
 from project.cli import main
+from project.errors import InputError
+from project.evaluation.results import RowsFile
 from project.files import file_digest, read_records, read_rows
-from project.records import Conversation
+from project.records import Conversation, Row
 from project.tracking.store import all_runs, client, find_run, run_metrics
 
 DEBUG = Path(__file__).resolve().parents[2] / "experiments" / "debug"
@@ -57,9 +60,26 @@ def test_ppo_as_it_is_shipped(with_facts: Path) -> None:
     assert metrics["speed/rollout_tokens_s"] > 0
 
 
-def test_predict_writes_conversations_and_scores(with_facts: Path) -> None:
-    """Batch by batch, so that they need not fit into memory."""
-    assert seeker("predict", "test.yaml", "--trainer.default_root_dir", "out", "--data.eval_batch_questions", "3") == 0
+def test_predict_writes_conversations_and_scores(with_facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch by batch, so that they need not fit into memory; one that fails leaves nothing."""
+    monkeypatch.setattr("project.datamodules.question.WAVES", 1)
+    words = ["predict", "test.yaml", "--data.eval_batch_questions", "3", "--trainer.default_root_dir"]
+    batches: list[int] = []
+    extend = RowsFile.extend
+
+    def counted(self: RowsFile, rows: list[Row]) -> None:
+        batches.append(len(rows))
+        extend(self, rows)
+        if len(batches) == 2 and self.path.parent.name == "failed":
+            raise InputError("no more")
+
+    monkeypatch.setattr(RowsFile, "extend", counted)
+    assert seeker(*words, "failed") == 2
+    assert batches == [3, 1]
+    assert not list(Path("failed").glob("*predictions*"))
+    batches.clear()
+    assert seeker(*words, "out") == 0
+    assert batches == [3, 1]
     table = pl.read_parquet(with_facts / "out" / "predictions.parquet")
     assert {"id", "messages", "question", "answers", "prediction", "finish_reason", "em", "reward"} <= set(table.columns)
     conversations = read_records(with_facts / "out" / "predictions.parquet", Conversation.from_row)

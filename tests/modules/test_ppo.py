@@ -248,8 +248,13 @@ def test_the_best_and_the_last_weights_are_handed_on(folder, server, questions, 
         assert found["best"].metrics["val/reward"] >= 0
         last, best = (load_file(root / name / "model.safetensors") for name in ("merged", "merged_best"))
         assert all(torch.equal(best[name], last[name]) for name in last) is (mode == "max")
-        held = torch.load(root / "best.ckpt", weights_only=True)["state_dict"]
+        held = torch.load(root / "last.ckpt", weights_only=True)["state_dict"]
         assert all(torch.equal(held[name], p) for name, p in module.named_parameters() if "lora_" in name and name in held)
+        ids = torch.tensor([256, 10, 20, 30, 257])
+        with torch.no_grad():
+            expected = module.policy.head(module.policy(ids, [5]))[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        sampled_from = torch.tensor(module._engine.score(ids[:1].tolist(), ids[1:].tolist()))
+        torch.testing.assert_close(sampled_from, expected, rtol=0, atol=1e-4)
 
 
 def test_the_server_of_the_run_is_stopped(trained):

@@ -69,7 +69,7 @@ class VLLMEngine:
             raise EngineError(
                 "vLLM is not installed in this environment; run scripts/setup.sh, or choose engine: transformers"
             ) from error
-        # At each sync it says so of layers without weights of their own, and of a tied head; a canary checks what it has loaded.
+        # At each sync it warns of layers without weights of their own, and of a tied head; a canary checks what was loaded.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         more: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank)}
         more |= {} if memory is None else {"gpu_memory_utilization": memory}

@@ -17,9 +17,10 @@ class Kept(NamedTuple):
     scores: Scores
     decisions: Decisions
 
-    def against(self, other: Kept) -> list[PairedResult]:
-        """Return `other - self` of every metric, then of the decisions' figures, on the questions that both hold."""
-        return paired_results(self.scores, other.scores) + paired_decisions(self.decisions, other.decisions)
+    def against(self, other: Kept, *, decisions: bool = True) -> list[PairedResult]:
+        """Return `other - self` of every metric, then of the `decisions`' figures, on the questions that both hold."""
+        found = paired_results(self.scores, other.scores)
+        return found + (paired_decisions(self.decisions, other.decisions) if decisions else [])
 
 
 def read_kept(path: Path) -> Kept:
