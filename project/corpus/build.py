@@ -177,6 +177,10 @@ def build(
         raise InputError(f"{output_dir} is no folder; only --engine lance writes there")
     if not _may_be_written(folder):
         raise InputError(f"{output_dir} exists and is not an index; give a new or empty folder as --output_dir")
+    if passages.is_dir():
+        raise InputError(
+            f"{passages} is a folder; make passages of its documents with `seeker data corpus --input_file {passages}`"
+        )
     if not passages.is_file():
         raise InputError(f"{passages} does not exist; give a .jsonl or .parquet file of passages")
     bm25.check()

@@ -197,7 +197,7 @@ class QuestionDataModule(LightningDataModule):
         if len(questions) < self.batch_questions:
             raise InputError(
                 f"{len(questions)} questions of {self.data_files['train']} are to be trained on, less than "
-                f"{self.batch_questions} a batch"
+                f"{self.batch_questions} a batch; lower data.batch_questions, or give more"
             )
         passes, balanced = self.train_passes, self.train_balanced
         return QuestionLoader(list(questions), self.batch_questions, self.seed, passes=passes, balanced=balanced)

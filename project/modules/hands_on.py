@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,8 @@ class HandsOn:
             load_weights(self, Path(last))  # which an engine has
         if isinstance(self.logger, SeekerLogger):
             self.logger.keep_model(folder)
+        if trainer.is_global_zero:
+            sys.stderr.write(f"seeker: step {trainer.global_step} was the last; the trained model is {folder}\n")
 
     def _note(self, hands_on: Mapping[str, HandedOn]) -> None:
         if self.trainer.is_global_zero:

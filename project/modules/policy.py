@@ -85,7 +85,7 @@ def resolve_model_path(model_path: str | Path | None) -> str:
         return str(tiny_model())
     path = Path(model_path)
     if not path.exists():
-        if str(model_path).startswith((".", "/", "~")) or str(model_path).count("/") != 1:
+        if str(model_path).startswith((".", "/", "~")) or str(model_path).count("/") != 1 or path.parent.is_dir():
             raise InputError(f"the model folder {model_path} does not exist; run the training that makes it, or give a hub id")
         return str(model_path)
     if not (path / "config.json").is_file():
@@ -96,10 +96,22 @@ def resolve_model_path(model_path: str | Path | None) -> str:
 
 
 def load_tokenizer(model_path: str, dialect: Dialect) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """Return a tokenizer ready for a dialect and the ids of the tokens that were added."""
+    """Return a tokenizer ready for a dialect and the ids of the tokens that were added.
+
+    Raises:
+        InputError: a hub id that the hub does not have, or that cannot be reached.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+    except OSError as error:
+        if Path(model_path).exists():
+            raise
+        why = str(error).partition("\n")[0]
+        raise InputError(
+            f"there is no folder {model_path}, and it cannot be had from the model hub ({why}); give a folder"
+        ) from error
     return tokenizer, prepare_tokenizer(tokenizer, dialect)
 
 

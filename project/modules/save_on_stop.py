@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import threading
@@ -52,7 +53,9 @@ class SaveOnStop(Callback):
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             step = trainer.global_step
-            sys.stderr.write(f"seeker: stopped after step {step}; go on with the same command and --ckpt_path {path}\n")
+            sys.stderr.write(
+                f"seeker: stopped after step {step}; go on with the same command and --ckpt_path {shlex.quote(str(path))}\n"
+            )
         raise KeyboardInterrupt if self._asked == signal.SIGINT else SIGTERMException
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -23,7 +23,7 @@ class Nothing:
 
 def told(asking, stop_after=None):
     """Return the moments of an episode, each with when it came; after some tokens it is stopped."""
-    found, until = [], time.monotonic() + 120
+    found, until = [], time.monotonic() + 400
     while time.monotonic() < until:
         found += [(one, time.monotonic()) for one in asking.news(0.05)]
         written = sum(isinstance(one, Wrote) for one, _ in found)

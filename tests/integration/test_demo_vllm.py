@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def result(default_model_dir):
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     script = Path(__file__).with_name("demo_vllm.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(default_model_dir)], capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, str(script), str(default_model_dir)], capture_output=True, text=True, timeout=1000, check=False
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-4000:]
