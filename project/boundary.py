@@ -15,11 +15,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import TextIOWrapper
+from pathlib import Path
 
 from project.errors import SeekerError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
 FULL_TEXTS = ("No space left on device", "database or disk is full", "Disk quota exceeded")
 """How libraries that raise errors of their own say that the disk is full."""
 
@@ -75,6 +77,8 @@ def machine_sentence(error: BaseException) -> str | None:
             return f"the disk is full{f' ({where})' if where else ''}; free some of it, and run the same command again"
         if number in NOT_ALLOWED and isinstance(cause, OSError):
             return f"{where or 'the system'}: {cause.strerror}; give another path, or change its rights"
+        if number in IN_THE_WAY and (file := next((one for one in (Path(where), *Path(where).parents) if one.is_file()), None)):
+            return f"{file} is a file where a folder is needed; give another path"
     return None
 
 

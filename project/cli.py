@@ -67,7 +67,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "completion": ("project.apps.completion:completion", "complete verbs and options at the shell's Tab key"),
     "demo": ("project.apps.demo.command:demo", "a page on which to ask an agent and watch it search"),
     "doctor": ("project.apps.doctor:doctor", "what this machine has for Seeker, and what is wrong with it"),
-    "ui": ("project.tracking.store:ui", "open MLflow's page on the project's store"),
+    "ui": ("project.tracking.ui:ui", "open MLflow's page on the project's store"),
 }
 
 WORD_OPTIONS = {

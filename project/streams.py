@@ -37,6 +37,8 @@ MOST_REASONS = 20
 """Reasons for rejected rows that are counted each by itself: some hold an id or a value."""
 ROW_ERRORS = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 """What a program may raise for a row that it does not take; the message is the reason."""
+NO_ROW_USED = "no row of the file could be used"
+NOTHING_LEFT = "nothing is left for"
 
 
 Keys = tuple[str | bytes, ...]
@@ -240,7 +242,7 @@ def _write(results: Iterator[Result], sinks: Mapping[str, Sink], refused: Sink, 
         counts[f"duplicates in {output}"] = compared[output].alike
         counts[f"{output} written"] = sink.rows
     if unread := next((path for path in read if not taken[path]), None):
-        raise InputError(f"{first[unread]} (no row of the file could be used)")
+        raise InputError(f"{first[unread]} ({NO_ROW_USED})")
     return +(Counter({"rows read": read.total()}) + counts)
 
 
@@ -248,7 +250,7 @@ def _refuse_empty(sinks: Mapping[str, Sink], counts: Mapping[str, int], *, full:
     empty = [output for output, sink in sinks.items() if not sink.rows]
     if len(empty) == len(sinks) or (full and empty):
         why = ", ".join(f"{count} {what}" for what, count in counts.items() if what != "rows read")
-        raise InputError(f"nothing is left for {', '.join(empty)} of {counts['rows read']} rows ({why})")
+        raise InputError(f"{NOTHING_LEFT} {', '.join(empty)} of {counts['rows read']} rows ({why})")
 
 
 class Compared:

@@ -230,6 +230,12 @@ def test_a_full_disk_is_known_whatever_the_library_says(error):
     assert boundary.machine_sentence(wrapped).startswith("the disk is full")
 
 
+@pytest.mark.parametrize("below", ["out.jsonl", "deep/out.jsonl"])
+def test_a_file_where_a_folder_is_needed(below, folder, capsys):
+    words = ["data", "traces", "--input_file", "conversations.jsonl", "--output_file", f"passages.jsonl/{below}"]
+    assert "passages.jsonl is a file where a folder is needed" in one_sentence(capsys, words)
+
+
 def test_a_defect_keeps_its_stack_trace(monkeypatch):
     def fail(_):
         raise ValueError("a defect")

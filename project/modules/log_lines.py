@@ -1,6 +1,7 @@
-"""How far a training is, a line a minute, where there is no terminal and so no bar: a log is read line by line.
+"""How far a training is, where there is no terminal and so no bar: a log is read line by line.
 
-It goes to standard error, as does what `seeker` says of the run; what is logged is MLflow's.
+A line comes after ten seconds and then each minute, on standard error, as does what `seeker` says of the run; what is logged is
+MLflow's.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-EVERY_S = 60.0
-"""Between lines."""
-SHOWN = ("train/loss", "train/reward", "rollout/reward", "val/loss", "val/reward")
+FIRST_S, EVERY_S = 10.0, 60.0
+"""To the first line, and between lines."""
+SHOWN = ("train/loss", "train/reward", "rollout/reward", "train/trained_share", "val/loss", "val/reward")
 """Metrics of a line, where the training logs them."""
 
 
@@ -21,17 +22,18 @@ class LogLines(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count: what a resumed training has done before took another process's time."""
-        self._began = self._said = time.monotonic()
+        self._began = time.monotonic()
+        self._due = self._began + FIRST_S
         self._batches = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Write a line, if the last one is a minute old."""
+        """Write a line, if one is due."""
         self._batches += 1
         now = time.monotonic()
-        if trainer.is_global_zero and now - self._said >= EVERY_S and not has_bar(trainer):
-            self._said = now
+        if trainer.is_global_zero and now >= self._due and not has_bar(trainer):
+            self._due = now + EVERY_S
             sys.stderr.write(f"seeker: {self.line(trainer, batch_idx + 1, (now - self._began) / self._batches)}\n")
             sys.stderr.flush()
 
@@ -41,7 +43,10 @@ class LogLines(Callback):
         of_epochs = f" of {epochs}" if epochs > 0 else ""
         parts = [f"epoch {trainer.current_epoch + 1}{of_epochs}, batch {batch} of {batches}, {seconds:.3g} s each"]
         if epochs > 0 and batches != float("inf"):
-            left = ((epochs - trainer.current_epoch) * batches - batch) * seconds
+            to_do = (epochs - trainer.current_epoch) * batches - batch
+            if trainer.max_steps > 0:
+                to_do = min(to_do, (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches)
+            left = to_do * seconds
             parts.append(f"about {left / 60:,.0f} min left" if left >= 60 else f"about {left:.0f} s left")
         metrics = trainer.callback_metrics
         return ", ".join([*parts, *(f"{name} {float(metrics[name]):.4g}" for name in SHOWN if name in metrics)])

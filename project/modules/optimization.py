@@ -42,6 +42,18 @@ def make_optimizer(
     return AdamW8bit(groups, learning_rate)  # type: ignore[no-untyped-call,no-any-return]
 
 
+def check_rates(**rates: float) -> None:
+    """Refuse rates of an optimizer, by the names of a module's arguments, that cannot be.
+
+    Raises:
+        InputError: one is below 0, not finite, or as a share above 1.
+    """
+    for name, rate in rates.items():
+        most = 1.0 if name.endswith("share") else math.inf
+        if not 0 <= rate <= most or math.isinf(rate):
+            raise InputError(f"model.{name}={rate} must be " + ("from 0 to 1" if most == 1 else "a number from 0"))
+
+
 def warmup_cosine(steps: int, warmup_share: float) -> Callable[[int], float]:
     """Return the factor at each step: linear from 1/warmup to 1 over the first share of steps, then cosine to 0.
 

@@ -34,7 +34,7 @@ from project.losses import (
 )
 from project.modules.critic import Critic, DeepCritic, Loss, share_frozen
 from project.modules.hands_on import HandsOn
-from project.modules.optimization import make_optimizer
+from project.modules.optimization import check_rates, make_optimizer
 from project.modules.policy import LoRA, Policy, Precision
 from project.modules.ppo_batches import FILLER, Batch, Notes, Step, Update, deal, pay, plan, together
 from project.modules.ppo_health import generating_seconds, memory_health
@@ -89,6 +89,7 @@ class PPO(HandsOn, RolloutAgent):
             export_dir: where the merged model goes when training ends; `merged` in the run's folder by default.
             agent: what `RolloutAgent` takes.
         """
+        check_rates(learning_rate=learning_rate, critic_learning_rate=critic_learning_rate)
         super().__init__(ppo=ppo, lora=lora, **agent)
         self.automatic_optimization = False
         self.estimator, self.estimator_name = estimator_named(ppo.estimator), ppo.estimator

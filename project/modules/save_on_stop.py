@@ -23,6 +23,7 @@ class SaveOnStop(Callback):
         self._asked: int | None = None
         """The signal that came."""
         self._before: dict[int, Any] = {}
+        self._is_saved = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over both signals: Ctrl-C would end the training anywhere, SIGTERM also inside a validation, unsaved."""
@@ -51,12 +52,22 @@ class SaveOnStop(Callback):
         folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
         path = Path(folders[0] if folders else Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
         trainer.save_checkpoint(path)
+        self._is_saved = True
         if trainer.is_global_zero:
             step = trainer.global_step
             sys.stderr.write(
                 f"seeker: stopped after step {step}; go on with the same command and --ckpt_path {shlex.quote(str(path))}\n"
             )
         raise KeyboardInterrupt if self._asked == signal.SIGINT else SIGTERMException
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say where Ctrl-C came when nothing could be saved: before the first step, at once, or outside a training."""
+        if not isinstance(exception, KeyboardInterrupt) or self._is_saved or not trainer.is_global_zero:
+            return
+        steps = f" after step {trainer.global_step}, unsaved" if trainer.global_step else " before its first step"
+        where = steps if trainer.state.fn == "fit" else ""
+        verb = getattr(trainer.state.fn, "value", "the run")
+        sys.stderr.write(f"\nseeker: {verb} was interrupted{where}\n")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""

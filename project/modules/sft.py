@@ -17,7 +17,7 @@ from project.errors import InputError, TrainingError
 from project.losses import weighted_cross_entropy
 from project.modules.adapter_checkpoint import AdapterCheckpoint, load_weights
 from project.modules.hands_on import HandsOn
-from project.modules.optimization import OptimizerName, make_optimizer, warmup_cosine
+from project.modules.optimization import OptimizerName, check_rates, make_optimizer, warmup_cosine
 from project.modules.policy import (
     AgentSettings,
     LoRA,
@@ -77,6 +77,7 @@ class SFT(HandsOn, AdapterCheckpoint, LightningModule):
                 schedule and data begin anew (`--ckpt_path` goes on with those too).
         """
         super().__init__()
+        check_rates(learning_rate=learning_rate, warmup_share=warmup_share, weight_decay=weight_decay)
         self.model_path = resolve_model_path(model_path)
         self.settings, self.lora, self.precision_name = settings, lora, precision
         self.learning_rate, self.warmup_share, self.weight_decay = learning_rate, warmup_share, weight_decay

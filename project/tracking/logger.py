@@ -132,7 +132,24 @@ class SeekerLogger(MLFlowLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> MlflowClient:  # type: ignore[override]
-        """Return MLflow's client, the run opened.
+        """Return MLflow's client. What asks for the run's id opens the run; Lightning asks for this before data are read."""
+        return self._mlflow_client
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; the run is opened for it. Other ranks than the first have what they were told."""
+        self._open()
+        return self._run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment's id; the run is opened for it."""
+        self._open()
+        return self._experiment_id
+
+    @rank_zero_only
+    def _open(self) -> None:
+        """Make the run, or look it up, once.
 
         Raises:
             TrackingError: the store cannot be reached.
@@ -140,14 +157,14 @@ class SeekerLogger(MLFlowLogger):
         from mlflow.exceptions import MlflowException
 
         if self._initialized:
-            return self._mlflow_client
+            return
         with reached(self.uri), opening_store():  # the experiment is made now, unless it is there
             try:
-                return super().experiment  # type: ignore[no-any-return]
+                _ = super().experiment
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            return super().experiment  # type: ignore[no-any-return]  # another process has just made it
+                _ = super().experiment  # another process has just made it
 
     @property
     def ids(self) -> tuple[str, str]:

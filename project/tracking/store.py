@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from project.errors import InputError, TrackingError
+from project.errors import TrackingError
 from project.records import Row
 
 if TYPE_CHECKING:
@@ -337,24 +337,3 @@ def dataset_manifests(run_id: str) -> dict[str, Row]:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(client().download_artifacts(run_id, path, folder)) for path in found]
         return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-
-
-def ui(port: int = 5000) -> None:
-    """Open MLflow's page on the project's store.
-
-    Args:
-        port: the port of http://127.0.0.1.
-    """
-    import socket
-    import subprocess
-    import sys
-
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise InputError(f"port {port} is in use; give another with --port")
-    uri = tracking_uri()
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
-    location = artifact_location()
-    command += ["--default-artifact-root", location] if location else []
-    if subprocess.run(command, check=False).returncode:
-        raise TrackingError(f"MLflow's page on {uri} ended with an error; its own message is above")

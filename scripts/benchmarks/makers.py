@@ -30,6 +30,7 @@ from project.files import read_records
 from project.manifests import read_manifest
 from project.model_cache import default_model
 from project.records import Conversation, Document, Step, Trace
+from project.streams import NO_ROW_USED, NOTHING_LEFT
 from project.writing import write_records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,7 @@ class Makers:
         self.data = folder / "facts"
 
     def seeker(self, *words: object) -> float:
-        """Run a command in the folder; return its seconds."""
+        """Run a command in the folder; return its seconds, or raise `Nothing`."""
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "project", *map(str, words)],
@@ -87,8 +88,8 @@ class Makers:
             text=True,
             check=False,
         )
-        if done.returncode == 2 and "nothing" in (said := done.stderr.splitlines()[-1]):
-            raise Nothing(said)
+        if done.returncode == 2 and any(words in done.stderr for words in (NO_ROW_USED, NOTHING_LEFT)):
+            raise Nothing(done.stderr.splitlines()[-1])
         if done.returncode:
             sys.exit(f"seeker {' '.join(map(str, words))} failed: {done.stdout[-1000:]}{done.stderr[-2000:]}")
         return time.perf_counter() - started

@@ -40,6 +40,7 @@ def updates(model, work, changes, launcher=()) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "Failed to load weights" not in done.stdout + done.stderr, "vLLM's word at each sync, of layers that have none"
     found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
     assert len(found) == (2 if launcher else 1)
     for update, others in zip(found[0]["updates"], found[-1]["updates"], strict=True):

@@ -1,7 +1,10 @@
 """How far a training is, in a log."""
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from pytest import CaptureFixture, MonkeyPatch
 from tracking.boring import BoringAgent, BoringData
 
@@ -13,6 +16,7 @@ FIT += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
 
 
 def test_a_line_now_and_then(monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]) -> None:
+    monkeypatch.setattr(log_lines, "FIRST_S", 0.0)
     monkeypatch.setattr(log_lines, "EVERY_S", 0.0)
     run(FIT)
     out, error = capsys.readouterr()
@@ -26,3 +30,21 @@ def test_a_line_now_and_then(monkeypatch: MonkeyPatch, capsys: CaptureFixture[st
 def test_a_short_training_says_nothing(capsys: CaptureFixture[str]) -> None:
     run(FIT)
     assert "epoch" not in "".join(capsys.readouterr())
+
+
+def test_the_first_line_comes_early_and_the_next_after_a_minute(monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]) -> None:
+    monkeypatch.setattr(log_lines, "FIRST_S", 0.0)
+    run(FIT)
+    assert capsys.readouterr().err.count("epoch") == 1
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "accumulate", "left"),
+    [(-1, 1, "35 s"), (3, 1, "10 s"), (3, 2, "20 s"), (99, 1, "35 s")],
+    ids=["epochs", "steps", "steps of two batches", "the epochs end first"],
+)
+def test_the_time_left_is_to_the_last_step(max_steps: int, accumulate: int, left: str) -> None:
+    """After the first of two epochs' four batches, each of five seconds."""
+    trainer: Any = SimpleNamespace(num_training_batches=4, max_epochs=2, current_epoch=0, global_step=1, callback_metrics={})
+    trainer.max_steps, trainer.accumulate_grad_batches = max_steps, accumulate
+    assert log_lines.LogLines().line(trainer, 1, 5.0).endswith(f"about {left} left")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from project.errors import InputError
-from project.modules.optimization import make_optimizer
+from project.modules.optimization import check_rates, make_optimizer
 
 
 def test_norms_and_biases_do_not_decay():
@@ -52,3 +52,19 @@ def test_eight_bits_on_a_gpu_take_the_same_first_step():
     module(torch.ones(1, 256, device="cuda")).sum().backward()
     make_optimizer(module, 0.25, name="adamw_8bit").step()
     torch.testing.assert_close(module.weight.detach(), before - 0.25, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ({"learning_rate": -1.0}, "model.learning_rate=-1.0 must be a number from 0"),
+        ({"learning_rate": 1e-3, "weight_decay": float("nan")}, "model.weight_decay=nan must be a number from 0"),
+        ({"critic_learning_rate": float("inf")}, "model.critic_learning_rate=inf must be a number from 0"),
+        ({"warmup_share": 1.5}, "model.warmup_share=1.5 must be from 0 to 1"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(rates, words):
+    check_rates(learning_rate=0.0, warmup_share=1.0)
+    with pytest.raises(InputError) as refused:
+        check_rates(**rates)
+    assert str(refused.value) == words

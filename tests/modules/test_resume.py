@@ -184,3 +184,37 @@ def test_a_training_that_is_asked_to_stop_saves_first(tmp_path, capsys, number, 
     resumed = fit(make_module(folder), make_data(tmp_path), tmp_path / "run", ckpt_path=path, **options)
     whole = fit(make_module(folder), make_data(tmp_path), tmp_path / "whole", **options)
     assert resumed.batches == whole.batches[2 * step :]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("setup", "before its first step"),
+        ("on_sanity_check_start", "before its first step"),
+        ("on_train_batch_start", "after step 1, unsaved"),
+    ],
+)
+def test_a_training_that_is_interrupted_unsaved_says_so(tmp_path, capsys, where, said):
+    """A second Ctrl-C, which does not wait for the step, in the last case."""
+    folder = tiny_model_folder(tmp_path / "model")
+    for name, numbers in (("train", range(10)), ("validation", range(20, 23))):
+        write_rows(tmp_path / f"{name}.jsonl", (conversation(i).to_row() for i in numbers))
+
+    class Press(Callback):
+        def __getattribute__(self, name):
+            return super().__getattribute__("press") if name == where else super().__getattribute__(name)
+
+        def press(self, trainer, *_, **__):
+            if where != "on_train_batch_start":
+                raise KeyboardInterrupt
+            if trainer.global_step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    options = {"num_sanity_val_steps": 1, "limit_val_batches": 1.0}
+    with pytest.raises(SystemExit) as ended:
+        fit(make_module(folder), make_data(tmp_path), tmp_path / "run", callbacks=[SaveOnStop(), Press()], **options)
+    signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.endswith(f"seeker: fit was interrupted {said}\n")

@@ -33,6 +33,7 @@ from project.tracking.store import (
     run_params,
     shown_uri,
 )
+from tracking.boring import BoringData
 
 
 def test_a_run_records_what_its_data_was_made_from(config: Path, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
@@ -199,6 +200,28 @@ def test_a_resumed_training_sends_first_what_the_killed_one_could_not(
     run = find_run("first")
     assert list(metric_curve(run.info.run_id, "loss")) == [0, 1, 2, 3, 4, 5]
     assert (run.info.status, run.data.tags["seeker.error"]) == ("FINISHED", "RuntimeError: killed")
+
+
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_what_fails_before_the_data_are_read_leaves_no_run(
+    config: Path, verb: str, capsys: CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def setup(self: BoringData, stage: str) -> None:
+        raise InputError("test.jsonl does not exist")
+
+    monkeypatch.setattr(BoringData, "setup", setup)
+    assert main([verb, "--config", str(config)]) == 2
+    assert capsys.readouterr().err == "seeker: test.jsonl does not exist\n"
+    assert all_runs() == []
+
+
+def test_a_logger_without_the_command_line_opens_its_run_where_its_id_is_asked_for() -> None:
+    logger = SeekerLogger(run_name="alone")
+    logger.experiment.search_experiments()
+    assert all_runs() == []
+    logger.experiment.set_tag(logger.run_id, "a", "b")
+    assert [run.data.tags["a"] for run in all_runs()] == ["b"]
+    assert logger.experiment_id == find_run("alone").info.experiment_id
 
 
 def test_a_server_that_is_down_at_the_start_is_one_sentence(

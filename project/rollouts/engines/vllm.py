@@ -69,8 +69,6 @@ class VLLMEngine:
             raise EngineError(
                 "vLLM is not installed in this environment; run scripts/setup.sh, or choose engine: transformers"
             ) from error
-        # At each sync it warns of layers without weights of their own, and of a tied head; a canary checks what was loaded.
-        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         more: dict[str, Any] = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank)}
         more |= {} if memory is None else {"gpu_memory_utilization": memory}
         more |= {"enable_sleep_mode": True} if sleeps else {}
@@ -98,6 +96,9 @@ class VLLMEngine:
                 f"vLLM does not start on {model_path} ({_line(error)}); its memory is model.engine_memory, its length "
                 "limits.context_tokens"
             ) from error
+        # At each sync it warns of layers without weights of their own, and of a tied head; a canary checks what was loaded.
+        # An engine that is made sets the levels of all of vLLM's loggers anew.
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
         dtype: Any = self._llm.llm_engine.vllm_config.model_config.dtype
         self._weights = WeightFolders(model_path, dtype)
