@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from textwrap import shorten
 
 from project.corpus.engines.choose import AnyEngine, Remote, open_engine
 from project.corpus.index import RankingSettings
@@ -10,6 +11,9 @@ from project.errors import InputError
 from project.records import Hit
 
 _RANKING, _REMOTE = RankingSettings(), Remote()
+
+LONGEST = 300
+"""Characters of a passage that are shown."""
 
 
 def search(
@@ -53,5 +57,6 @@ def _print(query: str, hits: list[Hit]) -> None:
         table.add_column(column, justify="right" if column == "score" else "left")
     for hit in hits:
         passage = hit.passage
-        table.add_row(f"{hit.score:.3f}", *map(escape, (passage.id, passage.title, passage.text[:300])))
+        text = shorten(passage.text, LONGEST, placeholder=" …")
+        table.add_row(f"{hit.score:.3f}", *map(escape, (passage.id, passage.title, text)))
     Console().print(table)

@@ -147,7 +147,8 @@ def group_of(row: Conversation | Question, by: str) -> str:
     else:
         found = str(row.extra_info.get(by, ""))
     if not found:
-        msg = f"field '{by}' of '{row.id}' is empty, which it is split by"
+        other = "" if by == "question" else "; fill it in, or split --by question"
+        msg = f"field '{by}' of '{row.id}' is empty, which it is split by{other}"
         raise ValueError(msg)
     return found
 

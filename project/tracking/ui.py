@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from types import FrameType
 
-from project.errors import InputError, TrackingError
+from project.errors import TrackingError
+from project.ports import listen
 from project.tracking.store import artifact_location, shown_uri, tracking_uri
 
 GRACE_S = 5.0
@@ -24,9 +24,7 @@ def ui(port: int = 5000) -> None:
     Args:
         port: the port of http://127.0.0.1.
     """
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise InputError(f"port {port} is in use; give another with --port")
+    listen("127.0.0.1", port).close()
     uri, location = tracking_uri(), artifact_location()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
     command += ["--default-artifact-root", location] if location else []

@@ -387,6 +387,19 @@ def test_a_document_that_moved_is_not_taken_for_the_same(tmp_path, capsys):
     assert run(tmp_path, tmp_path / "docs", force=True)[0][0].id == "b/x.md#0"
 
 
+def test_what_stands_before_the_text_of_a_markdown_file_is_not_searched(tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "front.md").write_text("---\ntitle: The lamp\ntags: [a, b]\n---\nIt burns for six hours.\n")
+    (folder / "rules.md").write_text("---\nA rule above and below is text.\n---\nIt stays.\n")
+    (folder / "none.txt").write_text(" \n")
+    found = {p.id: p for p in run(tmp_path, folder)[0]}
+    assert (found["front.md#0"].title, found["front.md#0"].text.strip()) == ("The lamp", "It burns for six hours.")
+    assert "A rule above and below is text." in found["rules.md#0"].text
+    [(_, refused)] = read_rows(tmp_path / "out" / "passages.jsonl.rejected.jsonl")
+    assert refused["reason"] == "holds no text", "of scanned pages only a PDF is told"
+
+
 def test_odd_files_of_a_folder_are_listed_and_the_others_read(tmp_path):
     folder = tmp_path / "docs"
     folder.mkdir()

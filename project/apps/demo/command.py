@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from project.errors import InputError
 from project.files import read_rows
+from project.ports import listen
 from project.records import Question
 from project.runtime import prepare_process, quiet_transformers
 
@@ -50,6 +51,7 @@ def demo(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     prepare_process()
     people = _read_people(auth_file)
+    listen(host, port).close()  # a port in use is told before a model is loaded
     from project.apps.demo.corpora import Corpora
     from project.apps.demo.models import Models
     from project.apps.demo.page import Demo

@@ -74,7 +74,7 @@ def read_document(path: Path, ident: str) -> Source:
         data = gzip.decompress(data)
     document = READERS[suffix_of(path).lower()](data, ident, stem_of(path))
     if not document.text.strip():
-        msg = "holds no text (the pages of a scanned document need OCR first)"
+        msg = "holds no text" + (" (the pages of a scanned document need OCR first)" if data.startswith(b"%PDF") else "")
         raise ValueError(msg)
     if not is_text(document.id + document.title + document.text):
         msg = "its name or title holds what is no text (half a surrogate pair, or bytes that are not UTF-8)"
@@ -83,8 +83,8 @@ def read_document(path: Path, ident: str) -> Source:
 
 
 def _markdown(data: bytes, ident: str, stem: str) -> Source:
-    text = _decoded(data)
-    return markdown_document(text, ident, _front_matter_title(text) or stem)
+    front, text = _front_matter(_decoded(data))
+    return markdown_document(text, ident, str(front.get("title") or "").strip() or stem)
 
 
 def _text(data: bytes, ident: str, stem: str) -> Source:
@@ -189,13 +189,14 @@ def headings(text: str) -> Iterator[tuple[int, str, int, int]]:
             yield int(opening.tag[1]), heading, start, body
 
 
-def _front_matter_title(text: str) -> str:
+def _front_matter(text: str) -> tuple[Row, str]:
+    """Return what stands before a Markdown file's text (an object in YAML between two lines of dashes), and the text."""
     import yaml
 
     if not (front := _FRONT_MATTER.match(text)):
-        return ""
+        return {}, text
     try:
         held = yaml.safe_load(front[1])
     except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
-        return ""
-    return str(held["title"]).strip() if isinstance(held, dict) and held.get("title") else ""
+        return {}, text
+    return (held, text[front.end() :]) if isinstance(held, dict) else ({}, text)

@@ -5,10 +5,8 @@ Asked to stop (Ctrl-C, SIGTERM) it takes no more requests and answers those that
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import socket
 import threading
 import time
 from dataclasses import asdict
@@ -19,7 +17,7 @@ from project.corpus.engines.http import TOKEN
 from project.corpus.engines.noisy import Noise
 from project.corpus.index import EngineName, RankingSettings
 from project.corpus.serving.limits import Limits
-from project.errors import InputError
+from project.ports import cannot_listen, listen
 from project.records import Row
 
 GRACE_S = 10
@@ -73,7 +71,7 @@ def retrieval(
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S)
         uvicorn.Server(config).run(sockets=[listener])
     except OSError as error:
-        raise _cannot_listen(host, port, error) from error
+        raise cannot_listen(host, port, error) from error
     finally:
         listener.close()
 
@@ -85,30 +83,6 @@ def _names(draw: list[EngineName] | None, engine: AnyEngine | None) -> list[AnyE
 def _told(noise: Noise) -> Row:
     """Return what of the noise is switched on."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(noise).items() if value}
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket, before anything is loaded, so that a port in use is known at once."""
-    if not 0 < port < 65536:
-        raise InputError(f"--port is {port}; give a number from 1 to 65535")
-    listener = None
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except (OSError, UnicodeError) as error:
-        if listener:
-            listener.close()
-        raise _cannot_listen(host, port, error) from error
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> InputError:
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return InputError(f"port {port} on {host} is in use; stop what listens there or give another --port")
-    return InputError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port")
 
 
 def _stop_with_parent(parent_pid: int) -> None:

@@ -14,9 +14,10 @@ from project.corpus.engines.choose import AnyEngine, Remote, open_engine
 from project.corpus.engines.http import TOKEN
 from project.corpus.index import RankingSettings
 from project.corpus.retrievers import Retriever
-from project.corpus.serving.command import GRACE_S, listen
+from project.corpus.serving.command import GRACE_S
 from project.corpus.serving.limits import Refusal, authorise
 from project.errors import RetrievalError
+from project.ports import listen
 from project.writing import json_bytes
 
 if TYPE_CHECKING:
