@@ -1000,7 +1000,7 @@ def test_what_is_tested_is_the_checkpoint(folder):
 
 
 def test_a_critic_that_is_not_finite_stops_the_run_before_its_step(folder, server, questions, tmp_path):
-    module = make(folder, url=server.url, critic_learning_rate=float("inf"), ppo={"critic_steps": 3})
+    module = make(folder, url=server.url, critic_learning_rate=1e38, ppo={"critic_steps": 3})
     with pytest.raises(TrainingError, match="not finite"):
         fit(module, questions, tmp_path, steps=1)
 
