@@ -88,7 +88,7 @@ class Makers:
             text=True,
             check=False,
         )
-        if done.returncode == 2 and any(words in done.stderr for words in (NO_ROW_USED, NOTHING_LEFT)):
+        if done.returncode == 2 and any(said in done.stderr for said in (NO_ROW_USED, NOTHING_LEFT)):
             raise Nothing(done.stderr.splitlines()[-1])
         if done.returncode:
             sys.exit(f"seeker {' '.join(map(str, words))} failed: {done.stdout[-1000:]}{done.stderr[-2000:]}")

@@ -190,7 +190,10 @@ def headings(text: str) -> Iterator[tuple[int, str, int, int]]:
 
 
 def _front_matter(text: str) -> tuple[Row, str]:
-    """Return what stands before a Markdown file's text (an object in YAML between two lines of dashes), and the text."""
+    """Return what stands before a Markdown file's text (an object in YAML between two lines of dashes), and the text.
+
+    What is no object stays in the text, and `headings` takes none of it for a heading.
+    """
     import yaml
 
     if not (front := _FRONT_MATTER.match(text)):
